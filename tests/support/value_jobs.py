@@ -235,6 +235,22 @@ TRAINED: dict[str, dict[str, Any]] = {
         "deepspeed": {"zeroStage": 2},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
     },
+    "quantized": {
+        "model": {"uri": "{models}/llama", "task": "CausalLM", "quantization": "NF4"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},
+        "method": {"lora": {}},
+        "training": {**_SHORT, "gradientCheckpointing": True},
+        "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
+        "workers": {"nodes": 2},
+    },
+    "quantized-classifier": {
+        "model": {"uri": "{models}/bert", "task": "SequenceClassification", "quantization": "Int8"},
+        "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
+        "method": {"lora": {"variant": "DoRA"}},
+        "training": _SHORT,
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
+    },
     "chats": {
         "model": {"uri": "{models}/llama-chat"},
         "data": {

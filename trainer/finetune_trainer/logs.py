@@ -10,6 +10,7 @@ from finetune_api.json_logs import JsonFormatter
 CHATTY = {
     "DeepSpeed": logging.WARNING,
     "accelerate": logging.WARNING,
+    "bitsandbytes": logging.ERROR,
     "botocore": logging.WARNING,
     "boto3": logging.WARNING,
     "filelock": logging.WARNING,

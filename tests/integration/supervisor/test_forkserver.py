@@ -172,12 +172,13 @@ from finetune_trainer.supervisor.preload import import_libraries, prepare_enviro
 prepare_environment("cpu")
 import_libraries("cpu", [Stage(sys.argv[1])])
 def packages():
-    names = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+    loaded = [name for name, module in sys.modules.items() if module is not None]
+    names = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
     return {name for name in names if not name.startswith("_")}
 
 before = packages()
 __import__(sys.argv[2])
-print("heavy:", *sorted({"torch", "transformers", "peft", "sklearn", "deepspeed"} & before))
+print("heavy:", *sorted({"torch", "transformers", "peft", "sklearn", "deepspeed", "bitsandbytes"} & before))
 print("late:", *sorted(packages() - before))
 print("compiler:", "torch._inductor.compile_fx" in sys.modules)
 """

@@ -1,6 +1,7 @@
 """A run that is killed and resumed logs the same metrics, in every bit, as an uninterrupted one."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -49,12 +50,26 @@ def test_every_method_has_a_case() -> None:
 def test_losses_after_kills_during_and_at_the_end_of_an_epoch_are_bitwise_equal(
     harness: TrainingHarness, zero: int, method: str, kind: str
 ) -> None:
-    blocks = {"kind": kind, "zero": zero, **case_blocks(method)}
-    through = harness.config(f"through-{zero}-{method}-{kind}", **blocks)
+    check_resume(harness, f"{zero}-{method}-{kind}", {"kind": kind, "zero": zero, **case_blocks(method)})
+
+
+@pytest.mark.parametrize(
+    ("zero", "method", "kind", "quantization"),
+    [(2, "lora", "bert-dropout", "NF4"), (2, "lora", "llama", "Int8"), (0, "lora-DoRA", "llama", "NF4")],
+)
+def test_quantized_weights_are_the_same_after_a_kill(
+    harness: TrainingHarness, zero: int, method: str, kind: str, quantization: str
+) -> None:
+    blocks = {"kind": kind, "zero": zero, "model": {"quantization": quantization}, **case_blocks(method)}
+    check_resume(harness, f"{zero}-{method}-{kind}-{quantization}", blocks)
+
+
+def check_resume(harness: TrainingHarness, name: str, blocks: dict[str, Any]) -> None:
+    through = harness.config(f"through-{name}", **blocks)
     whole = harness.run(through)
     assert whole.exit_codes == [0, 0], whole.output
 
-    name = f"killed-{zero}-{method}-{kind}"
+    name = f"killed-{name}"
     saves = {"checkpoint": {"everySteps": 1}}
     for attempt, saved in ((1, MID_EPOCH), (2, STEPS_PER_EPOCH)):
         config = harness.config(name, attempt=attempt, **blocks, **saves)

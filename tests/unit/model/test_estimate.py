@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Freeze, FullFineTune, Lora, OptimizerName, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Freeze, FullFineTune, Lora, OptimizerName, Quantization, Task
 from finetune_trainer.data.prepare import lighter_methods
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
@@ -13,8 +13,10 @@ from finetune_trainer.model.estimate import (
     PROCESS_BYTES,
     UPLOADER_BYTES,
     TrainingShape,
+    base_bytes,
     choose_zero_stage,
     process_bytes,
+    quantization_note,
     snapshot_bytes,
 )
 from finetune_trainer.model.inspect import ModelFacts
@@ -36,6 +38,8 @@ BILLION = ModelFacts(
     positions=2048,
 )
 """No activations: only the model state of the paper remains."""
+MATRICES = ((2048, 2048),) * 200 + ((2048, 1024),) * 100
+QUANTIZED = 200 * 2048**2 + 100 * 2048 * 1024
 
 
 def shape(*, facts: ModelFacts = BILLION, lora: Lora | None = None, **changes) -> TrainingShape:
@@ -99,6 +103,48 @@ def test_lora_needs_state_only_for_the_adapter():
     assert trained == 8 * (4096 + 8192)
     assert shape(lora=Lora(rank=8, targets=("q_proj",))).trained == 8 * 4096
     assert state_gb(2, lora=Lora(rank=8)) == pytest.approx(2.0, abs=0.01)
+
+
+def state_of(quantization: Quantization | None, **changes) -> int:
+    here = shape(lora=Lora(rank=8), quantization=quantization, matrices=MATRICES, **changes)
+    return process_bytes(here, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "working"),
+    [
+        # Half a byte, an 8-bit scale for 64 weights, a 32-bit one for 256 scales, and the tables of each matrix.
+        (Quantization.NF4, QUANTIZED * (0.5 + 1 / 64 + 4 / 64 / 256) + 300 * 1088, 2 * 2**22),
+        # A byte, and a 32-bit scale for each row; it is dequantized in 32 bit first.
+        (Quantization.INT8, QUANTIZED + 300 * 4 * 2048, 6 * 2**22),
+    ],
+)
+def test_quantized_matrices_need_their_values_and_scales_and_one_of_them_dequantized(kind, base, working):
+    assert base_bytes(10**9, Dtype.BFLOAT16, kind, ()) == 2 * 10**9
+    weights = base_bytes(10**9, Dtype.BFLOAT16, kind, MATRICES)
+    assert weights == pytest.approx(2 * (10**9 - QUANTIZED) + base, abs=300)
+    assert state_of(None) - state_of(kind) == 2 * 10**9 - weights - working
+
+
+def test_merging_into_a_quantized_base_model_needs_all_of_it():
+    without, merged = (state_of(Quantization.NF4, is_merged=value) for value in (False, True))
+    assert merged - without == 2 * 10**9 - 2 * 2**22
+    assert state_of(None, is_merged=True) == state_of(None)
+
+
+def test_the_note_has_the_bytes_before_and_after():
+    note = quantization_note(
+        Quantization.NF4,
+        dtype=Dtype.FLOAT32,
+        parameters=3 * 2**20,
+        quantized=2**20,
+        quantized_bytes=base_bytes(3 * 2**20, Dtype.FLOAT32, Quantization.NF4, [(1024, 1024)]),
+    )
+    assert note == (
+        "1,048,576 of 3,145,728 parameters of the base model are quantized to NF4: its weights take 8.5 MiB instead of "
+        "12.0 MiB"
+    )
+    assert not quantization_note(None, dtype=Dtype.FLOAT32, parameters=9, quantized=0, quantized_bytes=0)
 
 
 def test_frozen_parameters_need_no_optimizer_state():

@@ -5,7 +5,7 @@ It chooses the settings that the user did not set, then reuses the data set of t
 
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from finetune_api.evaluation_needs import EvaluationNeeds
 from finetune_api.rules import task_of, violations
 from finetune_api.run_layout import dataset_folder
-from finetune_api.support import SUPPORT
+from finetune_api.support import QUANTIZATION_STAGES, SUPPORT, ZERO_STAGES
 from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
@@ -24,7 +24,7 @@ from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..methods import METHODS
 from ..model.chunk_check import check_chunks
 from ..model.drop_check import check_dropped_layers
-from ..model.estimate import TrainingShape, ZeroChoice, choose_zero_stage
+from ..model.estimate import TrainingShape, ZeroChoice, base_bytes, choose_zero_stage, quantization_note
 from ..model.fetch import ModelFolder, fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.pack_check import check_packs
@@ -110,7 +110,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
     _check_class(spec, plan, task, length)
-    choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens)
+    quantized = _quantized_base(spec, plan, facts, dtype)
+    choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens, quantized.matrices)
     check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
     _check_prompts(spec, task, formatter, tokenizer, plan)
@@ -134,7 +135,6 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         report.warn(text)
     vocabulary = _vocabulary(extension, base, dataset_uri, longest_allowed(_NO_LIMIT, facts, tokenizer), store, runtime)
     packing, packing_note = choose_packing(config, info, facts.parameters)
-    detected = "" if spec.data.format else f"format {data_format}, by the columns of the first record"
     prepared = Prepared(
         dataset_uri=dataset_uri,
         dataset_digest=digest,
@@ -154,6 +154,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         parameters=facts.parameters,
         frozen_parameters=facts.frozen,
         trained_parameters=METHODS[spec.method.name].parameters(facts, spec.method.block).trained,
+        quantized_parameters=quantized.parameters,
+        quantized_bytes=quantized.bytes,
         test_tokens=info.tokens.get("test", 0),
         memory_estimate_bytes=choice.bytes,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
@@ -162,7 +164,16 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         notes=(
             *_vocabulary_notes(vocabulary, extension, spec.model.uri),
             *notes_of(
-                info, (detected, packing_note, choice.reason, method_note, _frozen_note(facts)), spec.data.max_length
+                info,
+                (
+                    _format_note(spec, data_format),
+                    packing_note,
+                    choice.reason,
+                    method_note,
+                    _frozen_note(facts),
+                    quantized.note,
+                ),
+                spec.data.max_length,
             ),
         )[:_MOST_NOTES],
     )
@@ -175,6 +186,10 @@ def _checked_method(spec: Spec, folder: Path, task: Task) -> str:
     method = METHODS[spec.method.name]
     method.check(folder, spec.method.block, TASKS[task])
     return method.note(folder, spec.method.block, TASKS[task])
+
+
+def _format_note(spec: Spec, data_format: DataFormat) -> str:
+    return "" if spec.data.format else f"format {data_format}, by the columns of the first record"
 
 
 def _frozen_note(facts: ModelFacts) -> str:
@@ -425,12 +440,52 @@ def _model_warnings(config: TrainerConfig, plan: WeightPlan, labelled: WeightPla
     return tuple(warning for warning in found if warning)
 
 
-def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dtype, length: int) -> ZeroChoice:
-    """`length` includes the method's virtual tokens, which use as much memory as other tokens."""
+@dataclass(frozen=True)
+class _QuantizedBase:
+    """What `spec.model.quantization` makes of the base model; zeros without it."""
+
+    matrices: tuple[tuple[int, int], ...] = ()
+    """Outputs and inputs of the layers that are quantized."""
+    parameters: int = 0
+    bytes: int = 0
+    """Of all weights, with those that are not quantized."""
+    note: str = ""
+
+
+def _quantized_base(spec: Spec, plan: WeightPlan, facts: ModelFacts, dtype: Dtype) -> _QuantizedBase:
+    """Raises BadConfigError if the base model has nothing to quantize."""
+    kind = spec.model.quantization
+    if kind is None:
+        return _QuantizedBase()
+    if not plan.matrices:
+        raise BadConfigError(
+            f"spec.model.quantization must be absent for {spec.model.uri}: {plan.model_class.__name__} has no linear "
+            "layers that bitsandbytes can quantize",
+            advice="remove it, or use another base model",
+        )
+    matrices = tuple(plan.matrices.values())
+    quantized = sum(outputs * inputs for outputs, inputs in matrices)
+    size = base_bytes(facts.parameters, dtype, kind, matrices)
+    note = quantization_note(kind, dtype=dtype, parameters=facts.parameters, quantized=quantized, quantized_bytes=size)
+    return _QuantizedBase(matrices, quantized, size, note)
+
+
+def _zero_choice(
+    config: TrainerConfig,
+    facts: ModelFacts,
+    task: Task,
+    dtype: Dtype,
+    length: int,
+    matrices: tuple[tuple[int, int], ...],
+) -> ZeroChoice:
+    """`length` includes the method's virtual tokens, which use as much memory as other tokens; `matrices` are those
+    that are quantized."""
     spec = config.spec
     on_gpus = spec.workers.gpus_per_node > 0
     limit = spec.workers.resources.limits.get("memory")
     trained, added = METHODS[spec.method.name].parameters(facts, spec.method.block)
+    quantization = spec.model.quantization
+    stages = ZERO_STAGES if quantization is None else QUANTIZATION_STAGES[quantization]
     shape = TrainingShape(
         facts=facts,
         has_token_logits=TASKS[task].has_token_logits,
@@ -440,8 +495,11 @@ def _zero_choice(config: TrainerConfig, facts: ModelFacts, task: Task, dtype: Dt
         added=added,
         optimizer=spec.training.optimizer.name,
         activations=METHODS[spec.method.name].activations(facts, spec.method.block),
-        zero_stages=_zero_stages(spec),
+        zero_stages=tuple(stage for stage in _zero_stages(spec) if stage in stages),
         logits_limit=LOSS_CHUNK_BYTES if spec.training.chunked_loss else None,
+        quantization=quantization,
+        matrices=matrices,
+        is_merged=ArtifactFormat.MERGED in spec.output.formats,
         lighter_methods=lighter_methods(
             facts, trained, task, spec.output.formats, gradient_checkpointing=spec.training.gradient_checkpointing
         ),

@@ -74,19 +74,27 @@ def _adapter_candidate(config: PreparedConfig, store: ObjectStore, runtime: Runt
 def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) -> Any:
     """Load the model on the stage's device, in evaluation mode.
 
-    A new head of the base model is initialized with the run's seed. Raises ExportUnusableError if an exported folder
+    A new head of the base model is initialized with the run's seed. The base model is quantized if it was in training.
+    Raises ExportUnusableError if an exported folder
     does not load by itself with all of its weights.
     """
     from ..model.load import load_model
+    from ..model.quantize import BaseQuantization
     from ..model.reload import reload_adapter, reload_model
 
+    device, kind = "cuda" if config.world.gpus else "cpu", config.spec.model.quantization
     if candidate.exported and candidate.adapter is None:
         model = reload_model(candidate.folder, candidate.address.uri, prepared)
     else:
         # Initialized differently from the head in training: the adapter must contain what the base model lacks.
         seed = config.spec.training.seed + (candidate.adapter is not None)
         model = load_model(
-            candidate.folder, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=seed
+            candidate.folder,
+            task=prepared.task,
+            labels=prepared.labels,
+            dtype=prepared.dtype,
+            seed=seed,
+            quantization=BaseQuantization.of(kind, device),
         )
         if candidate.adapter is not None:
             model = reload_adapter(
@@ -94,7 +102,7 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
             )
     if candidate.change is not None:
         candidate.change(model)
-    return model.to("cuda" if config.world.gpus else "cpu").eval()
+    return model.to(device).eval()
 
 
 def random_head_reason(candidate: Candidate, prepared: Prepared) -> str:

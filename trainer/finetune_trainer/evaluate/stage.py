@@ -21,6 +21,7 @@ from ..data.chat import TEMPLATE_DATE
 from ..data.info import read_dataset_info
 from ..data.shards import TokenDataset
 from ..errors import ObjectMissingError, TrainerError
+from ..model.estimate import quantization_note
 from ..model.fetch import prepared_model
 from ..model.precision import gpu_has_bfloat16, usable_dtype
 from ..model.tokenizer import load_tokenizer
@@ -189,6 +190,16 @@ def _needs_baseline(config: TrainerConfig, prepared: Prepared) -> bool:
 def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None, examples: int) -> tuple[str, ...]:
     """`examples`: number of examples of the test split; a text that was split into rows counts once."""
     found = [f"{warning[0].upper()}{warning[1:]}." for warning in prepared.warnings]
+    if note := quantization_note(
+        config.spec.model.quantization,
+        dtype=prepared.dtype,
+        parameters=prepared.parameters,
+        quantized=prepared.quantized_parameters,
+        quantized_bytes=prepared.quantized_bytes,
+    ):
+        found.append(f"{note}.")
+        if base is not None and prepared.counts.test:
+            found.append("The base model was evaluated with its quantized weights, from which training started.")
     if prepared.counts.test == 0:
         found.append("There was no test split (data.test.fraction is 0), so nothing was measured on held-out data.")
     elif examples < _FEW:

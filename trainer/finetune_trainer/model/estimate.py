@@ -14,16 +14,19 @@ and the modules of some methods add values of their own.
 RAdam, which torch does not fuse, allocates temporary tensors of 20 bytes for each element of the tensor that it steps
 (measured from its sixth step on). Memory of activations is not always returned to the system before, so it is added.
 
+A quantized matrix takes the bytes of its values and scales, and is dequantized for each product, one at a time. Merging
+the adapter loads the whole base model in the type of the job, beside the quantized one.
+
 At any stage, a save copies 12T/N bytes into a buffer, which is kept; the uploader process stores them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from math import gcd
 
 from finetune_api.rules import lowest_zero_stage
 from finetune_api.support import ZERO_STAGES
-from finetune_api.v1alpha1 import Dtype, Offload, OptimizerName
+from finetune_api.v1alpha1 import Dtype, Offload, OptimizerName, Quantization
 
 from ..errors import BadConfigError
 from ..methods.counts import ActivationCounts
@@ -44,6 +47,10 @@ STEP_BYTES: dict[OptimizerName, int] = {OptimizerName.ADAMW: 0, OptimizerName.RA
 STATE_BYTES = 12
 """In a checkpoint, for each trained parameter: its 32-bit value and two moments."""
 
+_BLOCK, _NESTED_BLOCK = 64, 256
+"""Weights that share a scale in NF4, and scales that share one."""
+_NF4_TABLES = 1024 + 64
+"""The values that 8 and 4 bits stand for, which each NF4 matrix has in 32 bit."""
 _MAX_NODES = 512
 _GIB = 2**30
 
@@ -82,6 +89,11 @@ class TrainingShape:
     """What the method adds to the activations of the base model."""
     logits_limit: int | None = None
     """Maximum number of bytes of logits that exist at a time. None: all of them do."""
+    quantization: Quantization | None = None
+    matrices: tuple[tuple[int, int], ...] = ()
+    """Outputs and inputs of the linear layers that are quantized."""
+    is_merged: bool = False
+    """Whether the adapter is merged into the base model after the training."""
     is_fewest: bool = False
     """`nodes` is spec.workers.minNodes, the smallest number of nodes that the training may run on."""
 
@@ -94,7 +106,8 @@ class TrainingShape:
 def process_bytes(shape: TrainingShape, zero_stage: int) -> int:
     """Return the estimated peak memory of one training process, in bytes."""
     fixed = PROCESS_BYTES + UPLOADER_BYTES + snapshot_bytes(shape)
-    return fixed + _state_bytes(shape, zero_stage) + _activation_bytes(shape)
+    working = max(_activation_bytes(shape) + _dequantized_bytes(shape), _merging_bytes(shape))
+    return fixed + _state_bytes(shape, zero_stage) + working
 
 
 def snapshot_bytes(shape: TrainingShape) -> int:
@@ -106,11 +119,46 @@ def _value_bytes(dtype: Dtype) -> int:
     return 4 if dtype is Dtype.FLOAT32 else 2
 
 
+def base_bytes(
+    parameters: int, dtype: Dtype, quantization: Quantization | None, matrices: Collection[tuple[int, int]]
+) -> int:
+    """Return the bytes of a base model's weights. `matrices` are the outputs and inputs of its quantized layers."""
+    value = _value_bytes(dtype)
+    if quantization is None:
+        return value * parameters
+    return value * (parameters - _weights(matrices)) + sum(_matrix_bytes(quantization, *shape) for shape in matrices)
+
+
+def _weights(matrices: Collection[tuple[int, int]]) -> int:
+    return sum(outputs * inputs for outputs, inputs in matrices)
+
+
+def _matrix_bytes(quantization: Quantization, outputs: int, inputs: int) -> int:
+    weights = outputs * inputs
+    if quantization is Quantization.INT8:
+        return weights + 4 * outputs
+    blocks = -(-weights // _BLOCK)
+    return -(-weights // 2) + blocks + 4 * -(-blocks // _NESTED_BLOCK) + _NF4_TABLES
+
+
+def quantization_note(
+    quantization: Quantization | None, *, dtype: Dtype, parameters: int, quantized: int, quantized_bytes: int
+) -> str:
+    """Describe the quantization of a base model of `quantized_bytes`; empty if there is none."""
+    if quantization is None:
+        return ""
+    before = base_bytes(parameters, dtype, None, ())
+    return (
+        f"{quantized:,} of {parameters:,} parameters of the base model are quantized to {quantization}: its weights "
+        f"take {_mib(quantized_bytes)} instead of {_mib(before)}"
+    )
+
+
 def _state_bytes(shape: TrainingShape, zero_stage: int) -> int:
     value = _value_bytes(shape.dtype)
-    base = shape.facts.parameters + shape.added
+    base = base_bytes(shape.facts.parameters, shape.dtype, shape.quantization, shape.matrices)
     # Gradients are accumulated in 32 bit, regardless of the type of the backward pass.
-    parameters, gradients = value * base, 4 * shape.trained
+    parameters, gradients = base + value * shape.added, 4 * shape.trained
     optimizer = (12 if zero_stage else 8) * shape.trained
     # A process steps its share as one tensor, at stage 0 one parameter after the other.
     stepped = min(shape.trained, shape.facts.largest_parameter)
@@ -136,6 +184,20 @@ def _activation_bytes(shape: TrainingShape) -> int:
     if shape.logits_limit is not None:
         logits = min(logits, 3 * shape.logits_limit)
     return held + logits + _mask_bytes(shape) + value * _method_values(shape, tokens) + shape.activations.flags
+
+
+def _dequantized_bytes(shape: TrainingShape) -> int:
+    """The largest matrix in the type of the job; bitsandbytes computes that of Int8 in 32 bit first."""
+    if shape.quantization is None:
+        return 0
+    value = _value_bytes(shape.dtype) + (4 if shape.quantization is Quantization.INT8 else 0)
+    return value * max((outputs * inputs for outputs, inputs in shape.matrices), default=0)
+
+
+def _merging_bytes(shape: TrainingShape) -> int:
+    """The whole base model in the type of the job."""
+    is_copied = shape.quantization is not None and shape.is_merged
+    return _value_bytes(shape.dtype) * shape.facts.parameters if is_copied else 0
 
 
 def _method_values(shape: TrainingShape, tokens: int) -> int:
@@ -257,6 +319,10 @@ def _nodes_that_fit(shape: TrainingShape, stage: int, limit: int) -> int | None:
         if not rest and _fits(replace(shape, nodes=nodes, micro_batch=gcd(share, shape.micro_batch)), stage, limit):
             return nodes
     return None
+
+
+def _mib(amount: int) -> str:
+    return f"{amount / 2**20:,.1f} MiB"
 
 
 def _gib(amount: int) -> str:

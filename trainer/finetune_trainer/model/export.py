@@ -26,6 +26,7 @@ from ..tasks import TASKS
 from .files import CARD_FILE, files_in
 from .load import load_model
 from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
+from .quantize import BaseQuantization
 from .reload import reload_adapter
 from .tokenizer import load_tokenizer
 from .weights import unpartitioned
@@ -114,9 +115,7 @@ def _from_adapter(
     shutil.rmtree(folder, ignore_errors=True)
     store.download_folder(uri, folder)
     # Not the head that training started with: the adapter must contain what the base model lacks.
-    fresh = load_model(
-        base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed + 1
-    )
+    fresh = _base_to_merge(config, base, seed=config.spec.training.seed + 1)
     return reload_adapter(fresh, folder, uri, prepared, method)
 
 
@@ -187,14 +186,27 @@ def _write_merged(
     model: nn.Module, weights: Weights, folder: Path, config: PreparedConfig, prepared: Prepared, base: Path
 ) -> None:
     def load_base() -> PreTrainedModel:
-        return load_model(
-            base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=config.spec.training.seed
-        )
+        return _base_to_merge(config, base, seed=config.spec.training.seed)
 
     spec = config.spec.method
     with unpartitioned():
         merged, own = METHODS[spec.name].merged(model, weights, spec.block, TASKS[prepared.task], load_base)
     _save_merged(merged, own, folder, base)
+
+
+def _base_to_merge(config: PreparedConfig, base: Path, *, seed: int) -> PreTrainedModel:
+    """The base model on the CPU. If it was quantized in training, with the quantized values: an adapter has learned to
+    correct these, and not the original ones."""
+    prepared, kind = config.prepared, config.spec.model.quantization
+    device = "cuda" if config.world.gpus else "cpu"
+    return load_model(
+        base,
+        task=prepared.task,
+        labels=prepared.labels,
+        dtype=prepared.dtype,
+        seed=seed,
+        quantization=BaseQuantization.of(kind, device, keeps_type=True),
+    )
 
 
 def _save_merged(merged: PreTrainedModel, own: Weights, folder: Path, base: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from finetune_api.v1alpha1 import Dtype, Task
 
 from ..errors import ModelUnusableError
+from .quantize import BaseQuantization, complete_loading, loading_options, round_matrices
 from .weights import plan_weights
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -22,14 +23,25 @@ TORCH_DTYPES: dict[Dtype, torch.dtype] = {
 }
 
 
-def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtype, seed: int) -> PreTrainedModel:
+def load_model(
+    folder: Path,
+    *,
+    task: Task,
+    labels: tuple[str, ...],
+    dtype: Dtype,
+    seed: int,
+    quantization: BaseQuantization | None = None,
+) -> PreTrainedModel:
     """Load a model folder in Hugging Face layout. `labels` names the classes in the order of their ids.
 
     If the labels of a stored classifier are the same, its rows are reordered to match `labels`. Parameters that the
     folder does not have (a new head) are initialized from `seed` in the order of their names, independent of the ZeRO
-    stage and of earlier random numbers. Raises ModelUnusableError if the folder has no such model.
+    stage and of earlier random numbers. With `quantization`, the linear layers of the base model are quantized, and the
+    model is on the device of `quantization`. Raises ModelUnusableError if the folder has no such model.
     """
     plan = plan_weights(folder, str(folder), task, labels)
+    is_packed = quantization is not None and not quantization.keeps_type
+    options = loading_options(quantization, TORCH_DTYPES[dtype], plan.unquantized) if quantization and is_packed else {}
     try:
         model: Any
         found: dict[str, Any]
@@ -41,6 +53,7 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
             # Under ZeRO-3, transformers raises an error for a head of another size unless it has another name.
             ignore_mismatched_sizes=True,
             key_mapping={f"^{re.escape(name)}$": f"replaced.{name}" for name in plan.misshapen} or None,
+            **options,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelUnusableError(
@@ -55,6 +68,8 @@ def load_model(folder: Path, *, task: Task, labels: tuple[str, ...], dtype: Dtyp
     # Under ZeRO-3, transformers keeps all renamings that it knows and reverts them when the model is saved:
     # LayerNorm.weight would be stored as LayerNorm.gamma.
     model._weight_conversions = [kept for kept in model._weight_conversions if kept.was_used()]
+    if quantization is not None:
+        (complete_loading if is_packed else round_matrices)(model, quantization, plan.matrices)
     _initialise(model, plan.new, seed=seed)
     if plan.labels.order:
         _reorder(model, plan.label_axes, plan.labels.order)

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.models.auto.auto_factory import _get_model_class
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from finetune_api.v1alpha1 import Task
 
@@ -61,6 +64,11 @@ class WeightPlan:
     """Whether the model supports gradient checkpointing."""
     positions: int | None
     """Number of tokens that the position table supports, if the model counts positions from its pad id."""
+    matrices: Mapping[str, tuple[int, int]]
+    """Linear layer that `spec.model.quantization` applies to -> its outputs and inputs: those of the base model that
+    the folder has weights for."""
+    unquantized: tuple[str, ...]
+    """The other linear layers."""
     embeddings: int | None
     """Rows of the input embedding, one per token id. None: the model has no such table (CANINE hashes)."""
 
@@ -100,16 +108,21 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
     _reject_foreign(parts, missing, misshapen, sorted(found["unexpected_keys"]), uri, task)
     rows = _label_rows(axes, missing, misshapen, own, labels)
     redrawn = set(axes) if rows.order is None else set()
+    new = missing | set(misshapen) | redrawn
+    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
+    matrices = _quantizable(model, linear, parts, new)
     return WeightPlan(
         model_class=model_class,
         config=config,
-        new=tuple(sorted(missing | set(misshapen) | redrawn)),
+        new=tuple(sorted(new)),
         misshapen=tuple(sorted(misshapen)),
         label_axes=axes,
         labels=rows,
         unused=tuple(name for name in sorted(found["unexpected_keys"]) if parts.has_place_in_base(name)),
         gradient_checkpointing=_can_checkpoint(model),
         positions=_counted_positions(model),
+        matrices=matrices,
+        unquantized=tuple(name for name in linear if name not in matrices),
         embeddings=_embedding_rows(model),
     )
 
@@ -284,6 +297,28 @@ def matching_rows(theirs: list[str], ours: tuple[str, ...]) -> tuple[int, ...] |
         if len(places) == len(theirs) == len(set(wanted)) and set(wanted) == set(places):
             return tuple(places[label] for label in wanted)
     return None
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether transformers can quantize a layer. A subclass of `nn.Linear` may read its own weight."""
+    return type(module) is nn.Linear or isinstance(module, Conv1D)
+
+
+def _quantizable(
+    model: Any, linear: Mapping[str, Any], parts: _Parts, new: Collection[str]
+) -> dict[str, tuple[int, int]]:
+    """The linear layers of the base model, without those that are new, shared or needed in 32 bit."""
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    kept = {name.rpartition(".")[0] for name in (*new, *tied.keys(), *tied.values())}
+    in_32_bit = list(model._keep_in_fp32_modules or ())
+    found = {}
+    for name, layer in linear.items():
+        is_head = layer is model.get_output_embeddings() or not parts.in_base(f"{name}.weight")
+        if is_head or name in kept or not should_convert_module(name, in_32_bit):
+            continue
+        rows, columns = layer.weight.shape
+        found[name] = (int(columns), int(rows)) if isinstance(layer, Conv1D) else (int(rows), int(columns))
+    return found
 
 
 def _embedding_rows(model: PreTrainedModel) -> int | None:

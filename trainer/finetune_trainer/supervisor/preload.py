@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from finetune_api.constants import Env, Stage
 from finetune_api.stages import STAGES
 
+from ..bitsandbytes_import import disable_bitsandbytes
 from ..deepspeed_imports import disable_shared_memory_kernel, import_muon
 
 SINGLE_THREADED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -45,6 +46,7 @@ def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:
 
 
 def _import(accelerator: str, stages: Collection[Stage]) -> None:
+    disable_bitsandbytes()
     specs = [STAGES[stage] for stage in stages]
     entries = [spec.entry.partition(":")[0] for spec in specs]
     for name in dict.fromkeys([*(name for spec in specs for name in spec.libraries), *entries]):

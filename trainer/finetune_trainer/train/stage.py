@@ -32,6 +32,7 @@ from ..model.export import Exported, export
 from ..model.fetch import prepared_model
 from ..model.load import load_model
 from ..model.pruning import check_zeros, keep_zeros, set_zeros
+from ..model.quantize import BaseQuantization, elements
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..reference import choose_sample, measure, write_reference
@@ -220,7 +221,12 @@ class _Attempt:
     def _model(self, base: Path) -> nn.Module:
         spec, prepared = self.config.spec, self.config.prepared
         model = load_model(
-            base, task=prepared.task, labels=prepared.labels, dtype=prepared.dtype, seed=spec.training.seed
+            base,
+            task=prepared.task,
+            labels=prepared.labels,
+            dtype=prepared.dtype,
+            seed=spec.training.seed,
+            quantization=BaseQuantization.of(spec.model.quantization, device_of(self.config, self.runtime)),
         )
         method = METHODS[spec.method.name]
         return method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
@@ -235,8 +241,7 @@ class _Attempt:
 
     def _log_parameters(self, model: nn.Module) -> None:
         if self.runtime.is_main:
-            # Under ZeRO-3, `numel` is 0.
-            sizes = [(getattr(value, "ds_numel", value.numel()), value.requires_grad) for value in model.parameters()]
+            sizes = [(elements(value), value.requires_grad) for value in model.parameters()]
             log_parameters(
                 trained=sum(size for size, is_trained in sizes if is_trained), total=sum(size for size, _ in sizes)
             )
