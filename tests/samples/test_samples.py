@@ -84,7 +84,7 @@ def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path
     assert promotion is None or promotion.outcome is PromotionOutcome.PROMOTED
 
 
-CHATS = ["chat-lora", "packing", "prompt-tuning", "p-tuning", "prefix-tuning"]
+CHATS = ["chat-lora", "qlora", "packing", "prompt-tuning", "p-tuning", "prefix-tuning"]
 
 
 @pytest.mark.parametrize("name", CHATS)

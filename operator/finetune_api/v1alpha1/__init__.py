@@ -23,7 +23,7 @@ from .methods.full import Freeze, FullFineTune, GradualUnfreezing
 from .methods.lora import Lora
 from .methods.pruning import Pruning, PruningAlgorithm
 from .metrics import METRIC_SUPPORT, Metric, MetricSupport
-from .model import Dtype, Model, Vocabulary, Quantization
+from .model import Dtype, Model, Quantization, Vocabulary
 from .pod import Affinity, EnvFrom, PodSettings, Resources, Toleration, TopologySpread, Volume, VolumeMount
 from .promotion import ModelRegistry, Promotion, Threshold
 from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
