@@ -74,15 +74,25 @@ def measured(folder: Path, kind: Quantization | None, steps: int) -> dict[str, A
         optimizer.zero_grad()
         times.append(time.perf_counter() - started)
     return {
-        "quantization": str(kind),
-        "base_mib": round(size / 2**20, 1),
-        "load_s": round(loading, 1),
-        "step_s": round(sorted(times)[len(times) // 2], 2),
-        "before": round(before, 4),
-        "after": round(held_out(adapted, test), 4),
+        "quantization": str(kind or "absent"),
+        "baseMib": size / 2**20,
+        "loadSeconds": loading,
+        "stepSeconds": sorted(times)[len(times) // 2],
+        "lossBefore": before,
+        "lossAfter": held_out(adapted, test),
     }
 
 
+def main(folder: Path, steps: int) -> None:
+    rows = [measured(folder, kind, steps) for kind in (None, *Quantization)]
+    print(f"{'quantization':14}{'base MiB':>10}{'load s':>8}{'step s':>8}{'before':>9}{'after':>9}")
+    for row in rows:
+        print(
+            f"{row['quantization']:14}{row['baseMib']:10.1f}{row['loadSeconds']:8.1f}{row['stepSeconds']:8.2f}"
+            f"{row['lossBefore']:9.4f}{row['lossAfter']:9.4f}"
+        )
+    print(json.dumps({"quantization": rows}))
+
+
 if __name__ == "__main__":
-    for each in (None, *Quantization):
-        print(json.dumps(measured(Path(sys.argv[1]), each, int(sys.argv[2]) if len(sys.argv) > 2 else 30)), flush=True)
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 30)
