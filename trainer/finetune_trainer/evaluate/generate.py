@@ -28,7 +28,7 @@ def answers(
     """
     model.eval()
     set_seed(seed)  # greedy search is deterministic, but a model may use random numbers
-    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
+    greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,

@@ -70,13 +70,13 @@ class Full(FineTuningMethod[FullFineTune]):
         """The model without dropped layers, and with gradients disabled for frozen parameters."""
         del task, seed
         _reshape(model, block)
-        if block.freeze is None:
-            return model
-        frozen = frozen_names(model, block.freeze)
-        _refuse_new(frozen, getattr(model, "new_parameters", ()))
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
-        return model
+        if block.freeze is not None:
+            frozen = frozen_names(model, block.freeze)
+            _refuse_new(frozen, getattr(model, "new_parameters", ()))
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name not in frozen)
+        result: nn.Module = model
+        return result
 
     def rate_factors(self, model: nn.Module, block: FullFineTune) -> dict[str, float]:
         """By layer, with `layer_learning_rate_decay`."""

@@ -92,7 +92,7 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
         config = _own_config(folder, uri, task, **settings)
     try:
         with unpartitioned():
-            model_class: Any = _get_model_class(config, head.model_class._model_mapping)  # type: ignore[no-untyped-call]
+            model_class: Any = _get_model_class(config, head.model_class._model_mapping)
             model, found = _match(model_class, config, tensor_shapes(folder, uri))
             axes = _label_axes(model, config) if head.has_labels else {}
     except ModelUnusableError:
@@ -337,7 +337,7 @@ def _can_checkpoint(model: PreTrainedModel) -> bool:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     except ValueError:
         return False
-    model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+    model.activation_checkpointing_disable()
     return True
 
 
@@ -362,7 +362,7 @@ def _counted_positions(model: Any) -> int | None:
 def unpartitioned() -> Iterator[None]:
     """Build models in this context without partitioning, also under ZeRO-3."""
     before = hf_deepspeed._hf_deepspeed_config_weak_ref
-    hf_deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    hf_deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:

@@ -46,12 +46,12 @@ def partitioned_models(config: PreparedConfig) -> Iterator[None]:
 
     The context must include the export, in which transformers gathers the parameters again.
     """
-    settings = HfDeepSpeedConfig(deepspeed_config(config))  # type: ignore[no-untyped-call]
+    settings = HfDeepSpeedConfig(deepspeed_config(config))
     try:
         yield
     finally:
         del settings  # transformers has a weak reference to it
-        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+        unset_hf_deepspeed_config()
 
 
 def build_engine(model: nn.Module, config: PreparedConfig, rate_factor: Callable[[int], float]) -> Engine:
