@@ -178,7 +178,7 @@ def packages():
 
 before = packages()
 __import__(sys.argv[2])
-print("heavy:", *sorted({"torch", "transformers", "peft", "sklearn", "deepspeed", "bitsandbytes"} & before))
+print("heavy:", *sorted({"torch", "transformers", "peft", "sklearn", "deepspeed", "bitsandbytes", "mlflow"} & before))
 print("late:", *sorted(packages() - before))
 print("compiler:", "torch._inductor.compile_fx" in sys.modules)
 """
