@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from finetune_api.constants import Env, Stage
 from finetune_api.progress import TerminationMessage
 from finetune_api.trainer_config import BatchPlan, JobRef, Prepared, StorageSettings, TrainerConfig, World
@@ -135,6 +137,55 @@ class TrainingHarness:
     def run(self, config: TrainerConfig, *, target: str = "train_ranks:train_rank", **env: str) -> Attempt:
         """Run one attempt to its end, with any result."""
         return self.start(config, target=target, **env).ended()
+
+    def finish(self, config: TrainerConfig, *, target: str = "train_ranks:train_rank", **env: str) -> Attempt:
+        """Run one attempt that must succeed."""
+        attempt = self.run(config, target=target, **env)
+        assert attempt.exit_codes == [0] * config.world.size, attempt.output
+        return attempt
+
+    def interrupt(self, config: TrainerConfig, step: int, *, how: str, **env: str) -> Attempt:
+        """Run one attempt that is interrupted after a step: `how` is `kill`, or `stop`, which saves."""
+        attempt = self.run(config, TEST_END=how, TEST_END_STEP=str(step), **env)
+        assert attempt.exit_codes == [{"kill": -9, "stop": 75}[how]] * config.world.size, attempt.output
+        return attempt
+
+    def check_same_result(self, config: TrainerConfig, last: Attempt, through: TrainerConfig, whole: Attempt) -> None:
+        """The log and the exported model of an interrupted run are those of a run `through` without interruption, in
+        every bit. `last` and `whole` are the attempts that ended the runs."""
+        assert self.training_log(config) == self.training_log(through)
+        assert last.message.trained is not None
+        assert whole.message.trained is not None
+        assert last.message.trained.digest == whole.message.trained.digest
+
+    def check_resume(self, name: str, *, kills: Sequence[int], **blocks: Any) -> tuple[TrainerConfig, Attempt]:
+        """A run that is killed at these steps, one attempt each, has the same result as one that is not.
+
+        Returns the configuration of the uninterrupted run, and the last attempt of the other.
+        """
+        through = self.config(f"{name}-through", **blocks)
+        whole = self.finish(through)
+        saves = {"checkpoint": {"everySteps": 1}}
+        for attempt, step in enumerate(kills, start=1):
+            self.interrupt(self.config(name, attempt=attempt, **blocks, **saves), step, how="kill")
+        config = self.config(name, attempt=len(kills) + 1, **blocks, **saves)
+        last = self.finish(config)
+        self.check_same_result(config, last, through, whole)
+        return through, last
+
+    def check_move(
+        self, name: str, *, before: int = 2, after: int = 1, step: int = 4, near: float = 1e-4, **blocks: Any
+    ) -> None:
+        """A run of two workers that continues with one, and with another ZeRO stage, has nearly the same losses.
+
+        `before` and `after` are the stages, `near` the accepted relative difference.
+        """
+        through = self.config(f"{name}-one", **blocks)
+        self.finish(through)
+        self.interrupt(self.config(name, zero=before, **blocks), step, how="stop")
+        config = self.config(name, attempt=2, world=1, zero=after, **blocks)
+        self.finish(config)
+        assert self.losses(config) == pytest.approx(self.losses(through), rel=near)
 
     def start(self, config: TrainerConfig, *, target: str, **env: str) -> Started:
         """Start one attempt."""

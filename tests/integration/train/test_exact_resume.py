@@ -65,27 +65,10 @@ def test_quantized_weights_are_the_same_after_a_kill(
 
 
 def check_resume(harness: TrainingHarness, name: str, blocks: dict[str, Any]) -> None:
-    through = harness.config(f"through-{name}", **blocks)
-    whole = harness.run(through)
-    assert whole.exit_codes == [0, 0], whole.output
-
-    name = f"killed-{name}"
-    saves = {"checkpoint": {"everySteps": 1}}
-    for attempt, saved in ((1, MID_EPOCH), (2, STEPS_PER_EPOCH)):
-        config = harness.config(name, attempt=attempt, **blocks, **saves)
-        killed = harness.run(config, TEST_END="kill", TEST_END_STEP=str(saved))
-        assert killed.exit_codes == [-9, -9]
-    config = harness.config(name, attempt=3, **blocks, **saves)
-    last = harness.run(config)
-    assert last.exit_codes == [0, 0], last.output
+    _, last = harness.check_resume(name, kills=[MID_EPOCH, STEPS_PER_EPOCH], **blocks)
     assert last.message.progress is not None
     # The save of this step is skipped if the previous one is still being stored.
     assert STEPS_PER_EPOCH <= (last.message.progress.resumed_from_step or 0) < 2 * STEPS_PER_EPOCH
-
-    assert harness.training_log(config) == harness.training_log(through)
-    assert last.message.trained is not None
-    assert whole.message.trained is not None
-    assert last.message.trained.digest == whole.message.trained.digest
 
 
 def test_a_save_after_a_skipped_validation_contains_the_generators_of_its_step(harness: TrainingHarness) -> None:
@@ -96,22 +79,15 @@ def test_a_save_after_a_skipped_validation_contains_the_generators_of_its_step(h
         "training": {"earlyStopping": {"metric": "Loss", "patience": 10}},
     }
     through, name = harness.config("validated-through", **blocks), "validated-killed"
-    whole = harness.run(through)
-    assert whole.exit_codes == [0, 0], whole.output
-    stopped = harness.run(harness.config(name, **blocks), TEST_END="stop", TEST_END_STEP="2")
-    assert stopped.exit_codes == [75, 75], stopped.output
-    killed = harness.run(harness.config(name, attempt=2, **blocks), TEST_END="kill", TEST_END_STEP="2")
-    assert killed.exit_codes == [-9, -9], killed.output
+    whole = harness.finish(through)
+    harness.interrupt(harness.config(name, **blocks), 2, how="stop")
+    harness.interrupt(harness.config(name, attempt=2, **blocks), 2, how="kill")
     config = harness.config(name, attempt=3, **blocks)
     assert "00000002-a0002" in harness.manifests(config)
-    last = harness.run(config)
-    assert last.exit_codes == [0, 0], last.output
+    last = harness.finish(config)
     assert last.message.progress is not None
     assert last.message.progress.resumed_from_step == 2
-    assert harness.training_log(config) == harness.training_log(through)
-    assert last.message.trained is not None
-    assert whole.message.trained is not None
-    assert last.message.trained.digest == whole.message.trained.digest
+    harness.check_same_result(config, last, through, whole)
 
 
 @pytest.mark.parametrize("zero", [2, 3])
@@ -120,11 +96,10 @@ def test_float16_skips_steps_that_overflow_and_resumes_exactly(harness: Training
     decreasing."""
     blocks = {"kind": "bert-dropout", "zero": zero, "dtype": "Float16"}
     through, config = (harness.config(f"half-{name}-{zero}", **blocks) for name in ("through", "stopped"))
-    whole = harness.run(through, **SCALE)
-    assert whole.exit_codes == [0, 0], whole.output
-    assert harness.run(config, **SCALE, TEST_END="stop", TEST_END_STEP=str(MID_EPOCH)).exit_codes == [75, 75]
+    whole = harness.finish(through, **SCALE)
+    harness.interrupt(config, MID_EPOCH, how="stop", **SCALE)
     again = harness.config(f"half-stopped-{zero}", **blocks, attempt=2)
-    assert harness.run(again, **SCALE).exit_codes == [0, 0]
+    harness.finish(again, **SCALE)
 
     log = [entry for entry in harness.training_log(through) if "loss" in entry]
     skipped = [entry["step"] for entry in log if "grad_norm" not in entry]

@@ -54,39 +54,25 @@ def test_parameters_keep_every_bit_until_their_phase_and_a_resumed_run_is_bitwis
     blocks = {"kind": kind, "zero": zero, **METHOD}
     blocks["training"] = {"weightDecay": 0.1}
     through = harness.config(f"unfrozen-through-{zero}", **blocks)
-    whole = harness.run(through)
-    assert whole.exit_codes == [0, 0], whole.output
+    whole = harness.finish(through)
 
     base: dict[str, Any] = load_file(harness.models / kind / "model.safetensors")
     prefix = "" if kind == "llama" else "bert."
     # Exactly at a boundary, and within a phase; the last attempt crosses the next boundary.
     for attempt, step in enumerate((STEPS, STEPS + 2), start=1):
         config = harness.config(f"unfrozen-stopped-{zero}", attempt=attempt, **blocks)
-        stopped = harness.run(config, TEST_END="stop", TEST_END_STEP=str(step - 1))  # noticed in the next step
-        assert stopped.exit_codes == [75, 75], stopped.output
+        harness.interrupt(config, step - 1, how="stop")  # noticed in the next step
         saved = checkpoint(harness, config, step, tmp_path / str(step))
         changed = {name for name, value in base.items() if not np.array_equal(value, saved[prefix + name])}
         phase = (step - 1) // STEPS
         assert changed == {name for name in base if phase_of(name) <= phase}
         assert adam_steps(harness, config) == {name: {float(max(0, step - phase_of(name) * STEPS))} for name in saved}
     config = harness.config(f"unfrozen-stopped-{zero}", attempt=3, **blocks)
-    last = harness.run(config)
-    assert last.exit_codes == [0, 0], last.output
-    assert harness.training_log(config) == harness.training_log(through)
-    assert last.message.trained is not None
-    assert whole.message.trained is not None
-    assert last.message.trained.digest == whole.message.trained.digest
+    harness.check_same_result(config, harness.finish(config), through, whole)
 
 
 def test_a_run_continues_across_a_boundary_with_another_world_size_and_zero_stage(harness: TrainingHarness) -> None:
-    through = harness.config("unfrozen-one", kind="llama", **METHOD)
-    assert harness.run(through).exit_codes == [0, 0]
-    first = harness.config("unfrozen-moved", kind="llama", zero=3, **METHOD)
-    assert harness.run(first, TEST_END="stop", TEST_END_STEP=str(STEPS - 1)).exit_codes == [75, 75]
-    config = harness.config("unfrozen-moved", kind="llama", attempt=2, world=1, zero=1, **METHOD)
-    last = harness.run(config)
-    assert last.exit_codes == [0], last.output
-    assert harness.losses(config) == pytest.approx(harness.losses(through), rel=1e-4)
+    harness.check_move("unfrozen-moved", before=3, step=STEPS - 1, kind="llama", **METHOD)
 
 
 def test_a_training_that_ends_before_its_last_phase_exports_its_best_state(
@@ -100,8 +86,7 @@ def test_a_training_that_ends_before_its_last_phase_exports_its_best_state(
         evaluation={"everySteps": 1},
         training={"earlyStopping": {"metric": "Loss", "patience": 50, "minDelta": 100}},
     )
-    attempt = harness.run(config)
-    assert attempt.exit_codes == [0, 0], attempt.output
+    attempt = harness.finish(config)
     trained = attempt.message.trained
     assert trained is not None
     assert (trained.best_step, trained.final_step) == (1, 12)

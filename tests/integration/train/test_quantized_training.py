@@ -12,8 +12,7 @@ DISTANCE = 0.03
 @pytest.fixture(scope="module")
 def unquantized(harness: TrainingHarness) -> float:
     config = harness.config("unquantized", kind="bert", **LORA)
-    attempt = harness.run(config)
-    assert attempt.exit_codes == [0, 0], attempt.output
+    harness.finish(config)
     assert harness.losses(config)[0] - harness.exported_loss(config) > 10 * DISTANCE
     return harness.exported_loss(config)
 
@@ -27,20 +26,11 @@ def test_the_loss_is_close_to_that_of_an_unquantized_base_model(
     name = f"learns-{quantization}-{dtype}"
     blocks = {"model": {"quantization": quantization}, "dtype": dtype, "zero": zero, **LORA}
     config = harness.config(name, kind="bert", **blocks)
-    attempt = harness.run(config)
-    assert attempt.exit_codes == [0, 0], attempt.output
+    harness.finish(config)
     loss = harness.exported_loss(config)
     assert loss != unquantized
     assert loss == pytest.approx(unquantized, abs=DISTANCE)
 
 
 def test_a_run_continues_with_another_number_of_workers_and_another_zero_stage(harness: TrainingHarness) -> None:
-    blocks = {"kind": "llama", "model": {"quantization": "NF4"}, **LORA}
-    through = harness.config("quantized-through", **blocks)
-    assert harness.run(through).exit_codes == [0, 0]
-    stopped = harness.run(harness.config("quantized-moved", **blocks), TEST_END="stop", TEST_END_STEP="4")
-    assert stopped.exit_codes == [75, 75], stopped.output
-    config = harness.config("quantized-moved", attempt=2, world=1, zero=1, **blocks)
-    moved = harness.run(config)
-    assert moved.exit_codes == [0], moved.output
-    assert harness.losses(config) == pytest.approx(harness.losses(through), rel=1e-3)
+    harness.check_move("quantized-moved", near=1e-3, kind="llama", model={"quantization": "NF4"}, **LORA)

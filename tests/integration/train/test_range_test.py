@@ -30,16 +30,14 @@ def test_a_training_after_the_test_is_bitwise_equal_to_one_with_the_rate_written
     blocks = {"kind": kind, "zero": zero, **case_blocks(method)}
     name = f"tested-{zero}-{method}-{kind}"
     first = without_rate(harness, name, **blocks, **SAVES)
-    killed = harness.run(first, target=MEMORY_TARGET, TEST_END="kill", TEST_END_STEP="3")
-    assert killed.exit_codes == [-9, -9], killed.output
+    harness.interrupt(first, 3, how="kill", target=MEMORY_TARGET)
     chosen = read_chosen_rate(harness.store, first)
     assert chosen is not None
     assert not chosen.default_reason
     assert len(chosen.losses) > 10
 
     config = without_rate(harness, name, attempt=2, **blocks, **SAVES)
-    resumed = harness.run(config)
-    assert resumed.exit_codes == [0, 0], resumed.output
+    resumed = harness.finish(config)
     progress = resumed.message.progress
     assert progress is not None
     assert progress.resumed_from_step
@@ -48,12 +46,7 @@ def test_a_training_after_the_test_is_bitwise_equal_to_one_with_the_rate_written
 
     training = {**blocks.pop("training", {}), "learningRate": chosen.learning_rate}
     written = harness.config(f"written-{name}", **blocks, training=training)
-    whole = harness.run(written)
-    assert whole.exit_codes == [0, 0], whole.output
-    assert harness.training_log(config) == harness.training_log(written)
-    assert resumed.message.trained is not None
-    assert whole.message.trained is not None
-    assert resumed.message.trained.digest == whole.message.trained.digest
+    harness.check_same_result(config, resumed, written, harness.finish(written))
 
 
 def test_a_stop_ends_the_test_and_the_next_attempt_tests_again(harness: TrainingHarness) -> None:
@@ -65,9 +58,7 @@ def test_a_stop_ends_the_test_and_the_next_attempt_tests_again(harness: Training
     assert read_chosen_rate(harness.store, first) is None
 
     config = without_rate(harness, "stopped-in-test", kind="bert", attempt=2, batch=32)
-    attempt = harness.run(config)
-    assert attempt.exit_codes == [0, 0], attempt.output
-    progress = attempt.message.progress
+    progress = harness.finish(config).message.progress
     assert progress is not None
     assert progress.chosen_learning_rate == max(
         entry["learning_rate"] for entry in harness.training_log(config) if "learning_rate" in entry
@@ -97,8 +88,7 @@ def test_the_chosen_rate_is_about_as_good_as_the_best_of_a_grid(harness: Trainin
     def validation_loss(rate: float | None) -> float:
         training = {"epochs": 8, "learningRate": rate}
         config = harness.config(f"grid-{rate}".lower(), kind="bert", world=1, training=training)
-        attempt = harness.run(config)
-        assert attempt.exit_codes == [0], attempt.output
+        harness.finish(config)
         return harness.exported_loss(config)
 
     grid = {rate: validation_loss(rate) for rate in (2e-5, 5e-4, 1e-1)}
