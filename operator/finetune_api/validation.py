@@ -68,7 +68,7 @@ def parse_job(manifest: Mapping[str, Any], *, local: bool = False) -> FineTuneJo
         )
     except ValidationError as error:
         reported = {violation.path for violation in broken}
-        found = tuple(_violation(detail) for detail in error.errors() if not _is_echo(detail))
+        found = tuple(violation_of(detail) for detail in error.errors() if not _is_echo(detail))
         raise InvalidJobError((*broken, *(entry for entry in found if entry.path not in reported))) from None
     found = (*broken, *violations(job.spec, local=local))
     if found:
@@ -89,7 +89,7 @@ def dropped_fields(manifest: Mapping[str, Any]) -> tuple[Violation, ...]:
         FineTuneJob.model_validate(sent, by_alias=True, by_name=False)
     except ValidationError as error:
         details = [detail for detail in error.errors() if detail["type"] == "extra_forbidden"]
-        return tuple(_violation(detail) for detail in details[:_MOST_DROPPED])
+        return tuple(violation_of(detail) for detail in details[:_MOST_DROPPED])
     except (ValueError, AttributeError, RecursionError):
         return ()
     return ()
@@ -148,7 +148,8 @@ def _is_echo(detail: ErrorDetails) -> bool:
     return detail["type"] == "too_short" and isinstance(value, list) and len(value) >= detail["ctx"]["min_length"]
 
 
-def _violation(detail: ErrorDetails) -> Violation:
+def violation_of(detail: ErrorDetails) -> Violation:
+    """Describe an error of pydantic whose `loc` is a path in a job."""
     loc = detail["loc"]
     path = _path(loc)
     if detail["type"] == "json_invalid":  # the parser's limit of nesting, because `json.dumps` has written the text

@@ -29,7 +29,7 @@ Source = TypeVar("Source", bound=LogSource)
 
 
 @dataclass(frozen=True)
-class LogEntry:
+class LogLine:
     """One line of a worker's log."""
 
     source: LogSource
@@ -49,18 +49,18 @@ class LogEntry:
         )
 
 
-def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[LogEntry]:
+def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[LogLine]:
     """Return the entries of a log line: several if its message or traceback has several lines."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or "message" not in fields:
-        return [LogEntry(source, line.rstrip("\r"), time=last_time)] if line.strip() else []
+        return [LogLine(source, line.rstrip("\r"), time=last_time)] if line.strip() else []
     texts = [*str(fields["message"]).splitlines(), *str(fields.get("traceback", "")).splitlines()]
     rank = fields.get("rank")
     return [
-        LogEntry(
+        LogLine(
             source,
             text,
             time=str(fields.get("time", last_time)),
@@ -71,9 +71,9 @@ def parse_line(source: LogSource, line: str, *, last_time: str = "") -> list[Log
     ]
 
 
-def parse_lines(source: LogSource, lines: Iterable[str]) -> list[LogEntry]:
+def parse_lines(source: LogSource, lines: Iterable[str]) -> list[LogLine]:
     """Return all entries of a log. Lines before the first one with a time get its time, so that they stay first."""
-    entries: list[LogEntry] = []
+    entries: list[LogLine] = []
     for line in lines:
         entries += parse_line(source, line, last_time=entries[-1].time if entries else "")
     first = next((entry.time for entry in entries if entry.time), "")
@@ -86,11 +86,11 @@ def of_newest_run(found: list[Source]) -> list[Source]:
     return [each for each in found if each.run == newest]
 
 
-def by_time(entries: Iterable[LogEntry]) -> list[LogEntry]:
+def by_time(entries: Iterable[LogLine]) -> list[LogLine]:
     """Sort entries of several pods by time. Entries of one pod with equal times keep their order."""
     return sorted(entries, key=lambda entry: entry.time)
 
 
-def is_of_rank(entry: LogEntry, rank: int | None) -> bool:
+def is_of_rank(entry: LogLine, rank: int | None) -> bool:
     """Whether the entry belongs to the log of `rank`. Lines of a supervisor belong to the rank with the pod's index."""
     return rank is None or rank == (entry.source.index if entry.rank is None else entry.rank)

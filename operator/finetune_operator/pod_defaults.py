@@ -4,11 +4,14 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
 
+from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import PodSettings, Toleration
 from finetune_api.v1alpha1.base import SecretName
 from finetune_api.v1alpha1.pod import ObjectName
 from finetune_api.v1alpha1.workers import QueueName
+from finetune_api.validation import violation_of
 
 Settings = TypeVar("Settings", bound=PodSettings)
 
@@ -63,8 +66,33 @@ def parse_defaults(content: object) -> PodDefaults:
     try:
         return PodDefaults.model_validate(content, by_alias=True, by_name=False)
     except ValidationError as error:
-        found = (f"{'.'.join(map(str, ('defaults', *one['loc'])))}: {one['msg']}" for one in error.errors())
-        raise ValueError("; ".join(found)) from None
+        raise ValueError("; ".join(str(_violation(detail)) for detail in error.errors())) from None
+
+
+_IN_JOBS = {
+    "workers": ("spec", "workers"),
+    "prepare": ("spec", "stages", "prepare"),
+    "evaluate": ("spec", "stages", "evaluate"),
+}
+"""Block of defaults -> path of the block in jobs."""
+
+
+def _violation(detail: ErrorDetails) -> Violation:
+    """Defaults have the types of the fields in jobs, but not all of these fields."""
+    if not detail["loc"]:
+        return Violation("defaults", f"must be an object with {', '.join(_IN_JOBS)}")
+    block, *rest = detail["loc"]
+    if detail["type"] == "extra_forbidden" and len(rest) < 2:
+        model: type[BaseModel] = PodDefaults
+        if rest:
+            model = PodDefaults.model_fields[str(block)].annotation or model
+        known = ", ".join(str(field.alias) for field in model.model_fields.values())
+        return Violation(".".join(map(str, ("defaults", *detail["loc"]))), f"unknown field; known fields: {known}")
+    place = _IN_JOBS.get(str(block), ())
+    found = violation_of({**detail, "loc": (*place, *rest)})
+    return Violation(
+        found.path.replace(".".join(place), f"defaults.{block}" if block else "defaults", 1), found.message
+    )
 
 
 def filled(own: Settings, defaults: StageDefaults, *names: str) -> Settings:

@@ -15,7 +15,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_operator.errors import ApiError
 
 from ..exit_status import CommandError
-from ..log_lines import LogEntry, by_time, of_newest_run
+from ..log_lines import LogLine, by_time, of_newest_run
 from ..terminal import echo
 from .jobs import ClusterJobs
 from .lenient_job import is_settled, lenient_job
@@ -41,7 +41,7 @@ class ClusterLogs:
     """Pods that have ended and whose logs were read completely."""
     _reported: set[str] = field(default_factory=set)
 
-    async def now(self) -> list[LogEntry]:
+    async def now(self) -> list[LogLine]:
         """Return the logs of the newest run so far. Raises CommandError if it has no pods."""
         job, logs = await self._poll()
         wanted = self._wanted(of_newest_run(logs))
@@ -51,7 +51,7 @@ class ClusterLogs:
             raise CommandError(f"{self.name} has no such pods; run `finetune status {self.name}` for its status")
         return entries
 
-    async def follow(self, pause: Pause = asyncio.sleep) -> AsyncIterator[list[LogEntry]]:
+    async def follow(self, pause: Pause = asyncio.sleep) -> AsyncIterator[list[LogLine]]:
         """Yield the logs of the newest run, and of later ones, until the job has ended."""
         retry = Retry(_note, pause=pause)
         first: int | None = None
@@ -75,18 +75,18 @@ class ClusterLogs:
     def _wanted(self, logs: list[PodLog]) -> list[PodLog]:
         return [log for log in logs if self.stage in (None, log.stage) and self.attempt in (None, log.attempt)]
 
-    async def _read(self, logs: list[PodLog]) -> list[LogEntry]:
+    async def _read(self, logs: list[PodLog]) -> list[LogLine]:
         """Return new entries sorted by time."""
         limit = asyncio.Semaphore(_PODS_AT_ONCE)
 
-        async def read(log: PodLog) -> list[LogEntry]:
+        async def read(log: PodLog) -> list[LogLine]:
             async with limit:
                 return await self._read_one(log)
 
         found = await asyncio.gather(*map(read, logs))
         return by_time(entry for entries in found for entry in entries)
 
-    async def _read_one(self, log: PodLog) -> list[LogEntry]:
+    async def _read_one(self, log: PodLog) -> list[LogLine]:
         if log.waiting_reason:
             self._report_once(f"{log.pod} has not started: {log.waiting_reason}")
             return []

@@ -13,7 +13,7 @@ from finetune_api.constants import Stage
 from finetune_api.v1alpha1 import AttemptStatus
 from finetune_operator.manifests import Manifest
 
-from ..log_lines import LogEntry, LogSource, parse_line
+from ..log_lines import LogLine, LogSource, parse_line
 
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
 
@@ -59,14 +59,14 @@ def pod_logs(pods: Iterable[Manifest]) -> list[PodLog]:
     return sorted(found, key=lambda log: (log.attempt_order, log.index))
 
 
-def new_entries(source: PodLog, text: str, position: ReadPosition) -> tuple[list[LogEntry], ReadPosition]:
+def new_entries(source: PodLog, text: str, position: ReadPosition) -> tuple[list[LogLine], ReadPosition]:
     """Return the entries after a position, and the new position.
 
     While the pod is running, a last line without a newline is left for the next call.
     """
     # Not splitlines(), which also splits at separators such as U+2028: a pod could forge timestamps with them.
     lines = (text if source.has_ended else text.rpartition("\n")[0]).split("\n")
-    entries: list[LogEntry] = []
+    entries: list[LogLine] = []
     skip, last = position.seen, position
     for line in filter(None, lines):
         stamp, _, text_of_line = line.partition(" ")

@@ -13,7 +13,7 @@ from ..cluster.logs import ClusterLogs
 from ..job_sources import JobSources
 from ..local import logs as local_logs
 from ..local.state import LogFile
-from ..log_lines import LogEntry, is_of_rank
+from ..log_lines import LogLine, is_of_rank
 from ..terminal import echo
 from .options import DEFAULT_WORK_DIR, Context, Kubeconfig, Namespace, WorkDir
 
@@ -65,7 +65,7 @@ async def _from_cluster(
             _print(entries, rank)
 
 
-def _print(entries: Iterable[LogEntry], rank: int | None) -> None:
+def _print(entries: Iterable[LogLine], rank: int | None) -> None:
     for entry in entries:
         if is_of_rank(entry, rank):
             echo(entry.readable())

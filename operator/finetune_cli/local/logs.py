@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..exit_status import CommandError
-from ..log_lines import LogEntry, by_time, of_newest_run, parse_lines
+from ..log_lines import LogLine, by_time, of_newest_run, parse_lines
 from .state import LocalJob, LocalState, LogFile
 
 _POLL_SECONDS = 0.3
@@ -12,7 +12,7 @@ _POLL_SECONDS = 0.3
 Wanted = Callable[[LogFile], bool]
 
 
-def entries_now(job: LocalJob, wanted: Wanted) -> list[LogEntry]:
+def entries_now(job: LocalJob, wanted: Wanted) -> list[LogLine]:
     """Return the logs of the newest run so far, sorted by time. Raises CommandError if none of its logs is `wanted`."""
     logs = of_newest_run(job.logs())
     found = [log for log in logs if wanted(log)]
@@ -24,7 +24,7 @@ def entries_now(job: LocalJob, wanted: Wanted) -> list[LogEntry]:
     return by_time(entry for log, lines in texts.items() for entry in parse_lines(log, lines))
 
 
-def follow(state: LocalState, name: str | None, wanted: Wanted) -> Iterator[LogEntry]:
+def follow(state: LocalState, name: str | None, wanted: Wanted) -> Iterator[LogLine]:
     """Yield the logs of the newest run, and of later ones, until the job has ended."""
     first: int | None = None
     read: dict[LogFile, int] = {}
@@ -34,7 +34,7 @@ def follow(state: LocalState, name: str | None, wanted: Wanted) -> Iterator[LogE
         logs = job.logs()
         if logs and first is None:
             first = logs[-1].run
-        new: list[LogEntry] = []
+        new: list[LogLine] = []
         for log in logs:
             if wanted(log) and first is not None and log.run >= first:
                 entries, read[log] = _entries_from(log, read.get(log, 0))
@@ -45,7 +45,7 @@ def follow(state: LocalState, name: str | None, wanted: Wanted) -> Iterator[LogE
         time.sleep(_POLL_SECONDS)
 
 
-def _entries_from(log: LogFile, offset: int) -> tuple[list[LogEntry], int]:
+def _entries_from(log: LogFile, offset: int) -> tuple[list[LogLine], int]:
     """Return the entries of complete lines after `offset`, and the offset of their end."""
     with log.path.open("rb") as file:
         file.seek(offset)

@@ -36,10 +36,24 @@ def test_the_lease_has_a_namespace_and_a_name() -> None:
     ("content", "reason"),
     [
         ({"volume": []}, "must have only volumes, volumeMounts, env and defaults, not volume"),
-        ({"defaults": {"train": {}}}, "defaults.train: Extra inputs are not permitted"),
-        ({"defaults": {"prepare": {"priorityClassName": "a"}}}, "defaults.prepare.priorityClassName: Extra inputs"),
-        ({"defaults": {"workers": {"schedulerName": "A"}}}, "defaults.workers.schedulerName: String should match"),
-        ({"defaults": {"workers": {"tolerations": [{"operator": "In"}]}}}, "defaults.workers.tolerations.0.operator"),
+        ({"defaults": {"train": {}}}, "defaults.train: unknown field; known fields: workers, prepare, evaluate"),
+        (
+            {"defaults": {"prepare": {"priorityClassName": "a"}}},
+            "defaults.prepare.priorityClassName: unknown field; known fields: nodeSelector, tolerations, schedulerName",
+        ),
+        (
+            {"defaults": {"workers": {"schedulerName": "A"}}},
+            "defaults.workers.schedulerName must be a name of a-z",
+        ),
+        (
+            {"defaults": {"workers": {"tolerations": [{"operator": "In"}]}}},
+            'defaults.workers.tolerations[0].operator must be one of Exists or Equal, not "In"',
+        ),
+        (
+            {"defaults": {"evaluate": {"tolerations": [{"opertor": "Exists"}]}}},
+            "defaults.evaluate.tolerations[0].opertor: unknown field; did you mean operator?",
+        ),
+        ({"defaults": []}, "defaults must be an object with workers, prepare, evaluate"),
     ],
 )
 def test_unusable_additions_are_refused_with_their_path(

@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import BadRecordAction, Columns, Data, DataFormat, Source, Task
+from finetune_api.validation import violation_of
 
 from ..errors import BadDataError
 from ..model.fetch import fetch_model
@@ -104,10 +106,10 @@ def _columns(columns: dict[str, str]) -> Columns:
         return Columns.model_validate(columns)
     except ValidationError as error:
         first = error.errors()[0]
+        fault = violation_of({**first, "loc": ("spec", "data", "columns", *first["loc"])})
+        field = fault.path.removeprefix("spec.data.columns.")
         known = ", ".join(str(info.alias) for info in Columns.model_fields.values())
-        raise BadDataError(
-            f"--column {'.'.join(map(str, first['loc']))}: {first['msg']}", advice=f"the fields are {known}"
-        ) from None
+        raise BadDataError(f"--column {Violation(field, fault.message)}", advice=f"the fields are {known}") from None
 
 
 def _format(names: tuple[str, ...], named: Columns, data: str) -> DataFormat:

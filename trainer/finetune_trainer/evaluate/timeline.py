@@ -46,7 +46,7 @@ class AttemptBar:
 
 
 @dataclass(frozen=True)
-class Phase:
+class PhaseTime:
     """A kind of work and its share of the time."""
 
     name: str
@@ -81,16 +81,16 @@ def attempt_bars(attempts: Sequence[AttemptStatus], step_seconds: float) -> list
     return bars
 
 
-def phases(seconds: Mapping[str, float]) -> list[Phase]:
+def phases(seconds: Mapping[str, float]) -> list[PhaseTime]:
     """The training phases in their order, then others in the given order; tiny ones are combined as `other`."""
     total = sum(seconds.values())
     if total <= 0:
         return []
     known = [name for name in _PHASE_ORDER if name in seconds]
     names = known + [name for name in seconds if name not in _PHASE_ORDER]
-    shown = [Phase(name, seconds[name], seconds[name] / total) for name in names if seconds[name] / total >= _SMALL]
+    shown = [PhaseTime(name, seconds[name], seconds[name] / total) for name in names if seconds[name] / total >= _SMALL]
     rest = total - sum(phase.seconds for phase in shown)
-    return [*shown, Phase("other", rest, rest / total)] if rest / total >= 1e-4 else shown
+    return [*shown, PhaseTime("other", rest, rest / total)] if rest / total >= 1e-4 else shown
 
 
 def step_seconds(training: TrainingLog, attempts: Sequence[AttemptStatus]) -> float:
