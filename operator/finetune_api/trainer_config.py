@@ -137,6 +137,9 @@ class Prepared(Exchanged):
     """Tokens of the test split. Absent: written by an older trainer."""
     memory_estimate_bytes: int = 0
     """Estimated memory of one training process."""
+    micro_batch_limit: int | None = None
+    """Maximum examples per process and forward pass, because more do not fit the memory limit. Absent: all that
+    `batch` of the configuration has do."""
     supports_gradient_checkpointing: bool = True
     """False: the base model cannot recompute its activations, so gradient checkpointing is disabled regardless of the
     spec."""

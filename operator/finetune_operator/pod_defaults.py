@@ -77,15 +77,16 @@ _IN_JOBS = {
 """Block of defaults -> path of the block in jobs."""
 
 
+_BLOCKS = {"workers": WorkerDefaults, "prepare": StageDefaults, "evaluate": StageDefaults}
+
+
 def _violation(detail: ErrorDetails) -> Violation:
     """Defaults have the types of the fields in jobs, but not all of these fields."""
     if not detail["loc"]:
         return Violation("defaults", f"must be an object with {', '.join(_IN_JOBS)}")
     block, *rest = detail["loc"]
     if detail["type"] == "extra_forbidden" and len(rest) < 2:
-        model: type[BaseModel] = PodDefaults
-        if rest:
-            model = PodDefaults.model_fields[str(block)].annotation or model
+        model: type[BaseModel] = _BLOCKS[str(block)] if rest else PodDefaults
         known = ", ".join(str(field.alias) for field in model.model_fields.values())
         return Violation(".".join(map(str, ("defaults", *detail["loc"]))), f"unknown field; known fields: {known}")
     place = _IN_JOBS.get(str(block), ())

@@ -136,7 +136,8 @@ class AttemptPlan(StatusModel):
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] | None = None
     """Forward passes per optimizer step."""
     micro_batch_limit: Annotated[int, Field(ge=1)] | None = None
-    """Maximum examples per process and forward pass, if a restart rule lowered it. Applies until the spec changes."""
+    """Maximum examples per process and forward pass: what fits the memory limit of the workers, or less if a restart
+    rule lowered it, which applies until the spec changes. Absent: no maximum."""
     reason: Annotated[str, Field(max_length=256)] = ""
     """Why the plan differs from the spec. Empty: it does not."""
 
@@ -266,6 +267,9 @@ class ResolvedStatus(StatusModel):
     """Peak learning rate that was chosen because `training.learningRate` is absent."""
     micro_batch_size: int | None = None
     """Examples per process and forward pass."""
+    micro_batch_limit: int | None = None
+    """Maximum of it if `training.microBatchSize` is absent: more do not fit the memory limit of the workers. Absent: no
+    maximum."""
     gradient_accumulation_steps: int | None = None
     """Forward passes per optimizer step."""
     packing: str = ""

@@ -182,7 +182,7 @@ class Training(ApiModel, scope=Scope.RUN):
 
     micro_batch_size: Annotated[Annotated[int, Field(ge=1, le=65_536)] | None, Scope.ATTEMPT] = None
     """Examples, or rows with several examples, per worker process and forward pass. Absent: the largest up to 16 that
-    divides the worker's share."""
+    divides the worker's share and, without GPUs, is estimated to fit `workers.resources.limits.memory`."""
 
     optimizer: Optimizer = Optimizer()
     """The optimizer and its settings."""

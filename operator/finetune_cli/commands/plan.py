@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from finetune_api.constants import Stage
+from finetune_api.v1alpha1 import AttemptPlan
 from finetune_operator.policy.world import stage_config
 
 from ..display.forecast import as_json, markdown_lines, text_lines
@@ -56,6 +57,10 @@ def plan(
         config = stage_config(checked, 1, Stage.TRAIN, 1, storage.settings)
         with tempfile.TemporaryDirectory(prefix="finetune-plan-") as scratch:
             found = forecast_job(config, store, scratch=Path(scratch), cache=cache)
+    limit = found.prepared.micro_batch_limit
+    if limit is not None:
+        plan = AttemptPlan(nodes=checked.spec.workers.nodes, micro_batch_limit=limit)
+        config = stage_config(checked, 1, Stage.TRAIN, 1, storage.settings, plan=plan)
     if output is Output.JSON:
         echo(json.dumps(as_json(config, found), indent=2))
         return

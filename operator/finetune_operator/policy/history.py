@@ -436,6 +436,7 @@ def _resolved(prepared: Prepared) -> ResolvedStatus:
         format=prepared.format,
         dtype=prepared.dtype,
         zero_stage=prepared.zero_stage,
+        micro_batch_limit=prepared.micro_batch_limit,
         packing=prepared.packing,
         dataset=prepared.dataset_uri,
         dataset_digest=prepared.dataset_digest,

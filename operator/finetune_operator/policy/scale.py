@@ -19,19 +19,22 @@ def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> A
     """Return the plan of the next training attempt: the one recorded in status, else that of the spec.
 
     An attempt has fewer workers only if the attempt before it was stopped because workers were missing. After any other
-    end, all workers are requested again, because nodes may be available again. A limit of the micro-batch size applies
-    until the spec changes.
+    end, all workers are requested again, because nodes may be available again. A limit of the micro-batch size that a
+    restart rule has set applies until the spec changes.
     """
     decided = status.run.next_plan
     is_possible = decided is not None and decided.nodes in _smaller_worlds(spec, spec.workers.nodes)
     nodes = decided.nodes if decided is not None and is_possible else spec.workers.nodes
     before = last_training(status)
     is_same_spec = before is not None and before.spec_hash in {"", attempt_hash(spec)}
-    limit = before.plan.micro_batch_limit if before is not None and before.plan is not None and is_same_spec else None
+    limits = [micro_batch_limit(spec, status)]
+    if before is not None and before.plan is not None and is_same_spec:
+        limits.append(before.plan.micro_batch_limit)
     reasons = [decided.reason] if decided is not None and is_possible else []
     if change is not None:
-        limit = change.micro_batch_limit or limit
+        limits.append(change.micro_batch_limit)
         reasons.append(change.reason)
+    limit = min((size for size in limits if size is not None), default=None)
     batch = batch_plan(spec, nodes, limit)
     return AttemptPlan(
         nodes=nodes,
@@ -42,6 +45,12 @@ def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> A
     )
 
 
+def micro_batch_limit(spec: Spec, status: Status) -> int | None:
+    """Return the micro-batch size that the prepare stage has found to fit the memory, if the spec has none."""
+    resolved = status.run.resolved
+    return None if resolved is None or spec.training.micro_batch_size is not None else resolved.micro_batch_limit
+
+
 def with_batch(status: Status, spec: Spec) -> Status:
     """Record the division of the global batch among the workers of the last or next training attempt in status."""
     if status.run.resolved is None:
@@ -49,7 +58,7 @@ def with_batch(status: Status, spec: Spec) -> Status:
     last = last_training(status)
     plan = None if last is None else last.plan
     if plan is None or plan.micro_batch_size is None:
-        batch = batch_plan(spec)
+        batch = batch_plan(spec, micro_batch_limit=micro_batch_limit(spec, status))
         plan = AttemptPlan(nodes=1, micro_batch_size=batch.micro_size, gradient_accumulation_steps=batch.accumulation)
     # Not computed from the plan's nodes: with the GPUs of an edited spec they may not divide the batch.
     batch_fields = ("micro_batch_size", "gradient_accumulation_steps")

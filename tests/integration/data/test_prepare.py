@@ -504,6 +504,21 @@ def test_the_lowest_stage_that_fits_the_memory_limit_is_chosen(place, bert):
     assert any("ZeRO stage 0" in note for note in prepared.notes)
 
 
+def test_the_largest_micro_batch_that_fits_the_memory_limit_is_chosen(place, llama):
+    """With fp32 logits of 16 rows the training would not fit; with a size in the spec it is not reduced."""
+    uri = place.put("train.jsonl", jsonl(chats()))
+    blocks = {"data": {"train": sources(uri)}, "training": {"globalBatchSize": 32}}
+    unlimited = place.prepare(llama, blocks["data"], training=blocks["training"])
+    assert unlimited.micro_batch_limit is None
+    limit = str(unlimited.memory_estimate_bytes - 2**20)
+    limited = place.prepare(
+        llama, blocks["data"], training=blocks["training"], workers={"resources": {"limits": {"memory": limit}}}
+    )
+    assert limited.micro_batch_limit in {1, 2, 4, 8}
+    assert limited.memory_estimate_bytes <= int(limit)
+    assert any(note.startswith("micro-batch ") for note in limited.notes)
+
+
 def test_stratify_without_labels_is_rejected(place, llama):
     uri = place.put("train.jsonl", jsonl(chats()))
     with pytest.raises(BadConfigError, match=r"spec\.data\.test\.stratify"):

@@ -228,6 +228,22 @@ def test_stages_that_do_not_sum_16_bit_gradients_in_32_bit_are_raised_to_two_wit
     assert "stage 2 is used" in choice.reason
 
 
+@pytest.mark.parametrize("requested", [None, 1, 3])
+@pytest.mark.parametrize("fitting", [1, 2, 3, 4, 6])
+def test_the_largest_micro_batch_that_fits_is_used_if_no_stage_fits(fitting, requested):
+    whole = shape(facts=replace(BILLION, vocabulary=200_000), dtype=Dtype.FLOAT32, micro_batch=12)
+    stages = (0, 1, 2, 3) if requested is None else (requested,)
+    needed = {stage: process_bytes(replace(whole, micro_batch=fitting), stage) for stage in stages}
+    limit = min(needed.values())
+    choice = choose_zero_stage(whole, requested=requested, limit=limit, may_reduce=True)
+    assert choice.micro_batch_limit == fitting
+    assert needed[choice.stage] == choice.bytes == limit
+    assert f"micro-batch {fitting} instead of 12" in choice.reason
+    with pytest.raises(BadConfigError, match="micro batch 12, "):
+        choose_zero_stage(whole, requested=requested, limit=limit)
+    assert choose_zero_stage(whole, requested=requested, limit=None, may_reduce=True).micro_batch_limit is None
+
+
 @pytest.mark.parametrize(
     ("changes", "requested", "limit_gib", "advice"),
     [

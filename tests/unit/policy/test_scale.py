@@ -8,7 +8,7 @@ import pytest
 
 from factories import make_job
 from finetune_api.constants import Stage
-from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Spec
+from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, ResolvedStatus, Spec
 from finetune_api.validation import parse_job
 from finetune_operator.observed import ObservedAttempt
 from finetune_operator.policy import history, scale, world
@@ -100,6 +100,23 @@ def test_the_next_attempt_has_all_workers_unless_the_last_one_lacked_some(
     spec: Spec, decided: AttemptPlan | None, expected: AttemptPlan
 ) -> None:
     assert scale.plan_next(spec, make_status(next_plan=decided)) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fitting", "nodes", "expected"),
+    [(None, 4, 4, (4, 2)), (None, 4, 2, (4, 4)), (None, 16, 4, (8, 1)), (8, 4, 4, (8, 1)), (None, None, 4, (8, 1))],
+)
+def test_an_absent_micro_batch_size_is_at_most_what_the_prepare_stage_found_to_fit(
+    wanted: int | None, fitting: int | None, nodes: int, expected: tuple[int, int]
+) -> None:
+    spec = make_spec(fewest=2, micro=wanted)
+    status = make_status(next_plan=AttemptPlan(nodes=nodes), resolved=ResolvedStatus(micro_batch_limit=fitting))
+    plan = scale.plan_next(spec, status)
+    assert (plan.micro_batch_size, plan.gradient_accumulation_steps) == expected
+    if nodes == 4:
+        shown = scale.with_batch(make_status(resolved=ResolvedStatus(micro_batch_limit=fitting)), spec).run.resolved
+        assert shown is not None
+        assert (shown.micro_batch_size, shown.gradient_accumulation_steps) == expected
 
 
 def test_a_plan_is_used_once() -> None:

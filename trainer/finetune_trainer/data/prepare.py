@@ -158,6 +158,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         quantized_bytes=quantized.bytes,
         test_tokens=info.tokens.get("test", 0),
         memory_estimate_bytes=choice.bytes,
+        micro_batch_limit=choice.micro_batch_limit,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
         vocabulary=vocabulary,
         warnings=warnings,
@@ -515,7 +516,11 @@ def _zero_choice(
     # With GPUs, the container's memory limit does not bound the GPU's memory.
     bytes_limit = None if limit is None or on_gpus else int(amount(limit))
     return choose_zero_stage(
-        shape, requested=spec.deepspeed.zero_stage, limit=bytes_limit, offload=spec.deepspeed.offload
+        shape,
+        requested=spec.deepspeed.zero_stage,
+        limit=bytes_limit,
+        offload=spec.deepspeed.offload,
+        may_reduce=spec.training.micro_batch_size is None,
     )
 
 

@@ -216,21 +216,29 @@ def _mask_bytes(shape: TrainingShape) -> int:
 
 @dataclass(frozen=True)
 class ZeroChoice:
-    """The ZeRO stage of a run, the reason for it, and the estimated memory."""
+    """The ZeRO stage and micro-batch size of a run, the reason for them, and the estimated memory."""
 
     stage: int
     bytes: int
     """Memory of one training process."""
     reason: str
+    micro_batch_limit: int | None = None
+    """The largest micro-batch that fits, if that of the shape does not. None: it fits."""
 
 
 def choose_zero_stage(
-    shape: TrainingShape, *, requested: int | None, limit: int | None, offload: Offload = Offload.NONE
+    shape: TrainingShape,
+    *,
+    requested: int | None,
+    limit: int | None,
+    offload: Offload = Offload.NONE,
+    may_reduce: bool = False,
 ) -> ZeroChoice:
     """Return the requested stage, else the lowest that fits a node's `limit` in bytes, else 2 if there is no limit.
 
-    The stage is raised to the lowest one that supports the data type and offload. Raises BadConfigError if the training
-    does not fit, with the estimate and the closest settings that fit.
+    The stage is raised to the lowest one that supports the data type and offload. If no stage fits, and with
+    `may_reduce`, the micro-batch is the largest divisor of that of the shape that fits. Raises BadConfigError if the
+    training does not fit, with the estimate and the closest settings that fit.
     """
     lowest = lowest_zero_stage(offload, shape.dtype)
     usable = [stage for stage in shape.zero_stages if stage >= lowest]
@@ -251,14 +259,20 @@ def choose_zero_stage(
         reason = _chosen_without_limit(candidates[0], offload)
     else:
         candidates, reason = usable, "the lowest that fits the memory limit"
-    fitting = next((stage for stage in candidates if _fits(shape, stage, limit)), None)
+    shapes = [shape, *(_with_smaller_micro_batches(shape) if may_reduce else ())]
+    fitting = next(((one, stage) for one in shapes for stage in candidates if _fits(one, stage, limit)), None)
     if fitting is None:
         assert limit is not None, "without a limit, everything fits"
         raise _refusal(shape, min(candidates, key=lambda stage: process_bytes(shape, stage)), limit)
-    estimate = process_bytes(shape, fitting)
+    reduced, stage = fitting
+    estimate = process_bytes(reduced, stage)
     if requested is None and limit is not None:
-        reason = f"ZeRO stage {fitting}: {reason} ({_gib(estimate)} estimated of {_gib(limit)})"
-    return ZeroChoice(fitting, estimate, reason)
+        reason = f"ZeRO stage {stage}: {reason} ({_gib(estimate)} estimated of {_gib(limit)})"
+    if reduced is shape:
+        return ZeroChoice(stage, estimate, reason)
+    size = reduced.micro_batch
+    smaller = f"micro-batch {size} instead of {shape.micro_batch}: the largest that fits the memory limit"
+    return ZeroChoice(stage, estimate, "; ".join(part for part in (smaller, reason) if part), size)
 
 
 def _at_least(stage: int, usable: list[int]) -> int:
@@ -297,10 +311,9 @@ def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str
     can_checkpoint = shape.facts.gradient_checkpointing and not shape.gradient_checkpointing
     if can_checkpoint and _fits(replace(shape, gradient_checkpointing=True), stage, limit):
         ways.append("set spec.training.gradientCheckpointing: true")
-    divisors = [size for size in range(shape.micro_batch - 1, 0, -1) if shape.micro_batch % size == 0]
-    smaller = next((size for size in divisors if _fits(replace(shape, micro_batch=size), stage, limit)), None)
+    smaller = next((one for one in _with_smaller_micro_batches(shape) if _fits(one, stage, limit)), None)
     if smaller is not None:
-        ways.append(f"set spec.training.microBatchSize: {smaller}")
+        ways.append(f"set spec.training.microBatchSize: {smaller.micro_batch}")
     for name, (trained, added) in shape.lighter_methods.items():
         if _fits(replace(shape, trained=trained, added=added), stage, limit):
             ways.append(f"set spec.method.{name} instead of {shape.method}")
@@ -310,6 +323,12 @@ def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str
         field = "minNodes" if shape.is_fewest else "nodes"
         ways.append(f"set spec.workers.{field}: {nodes}" + ("" if stage else " with spec.deepspeed.zeroStage: 1"))
     return ways[:3]
+
+
+def _with_smaller_micro_batches(shape: TrainingShape) -> list[TrainingShape]:
+    """The shape with each divisor of its micro-batch, largest first."""
+    divisors = [size for size in range(shape.micro_batch - 1, 0, -1) if shape.micro_batch % size == 0]
+    return [replace(shape, micro_batch=size) for size in divisors]
 
 
 def _nodes_that_fit(shape: TrainingShape, stage: int, limit: int) -> int | None:
