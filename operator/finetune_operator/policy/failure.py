@@ -22,9 +22,9 @@ _SIGTERM_EXIT = 143
 _BYSTANDER_EXITS = frozenset({int(ExitCode.STOPPED), _SIGTERM_EXIT})
 """Exit statuses of pods that were stopped because another pod failed."""
 
-_SETTLE = timedelta(seconds=2)
-"""Pods that end within this time of each other may have the same cause, because the times have a resolution of one
-second."""
+_SETTLE = timedelta(seconds=5)
+"""Pods that end within this time of each other may have the same cause: the times have a resolution of one second, and
+on a busy node the end of a killed container is recorded seconds later."""
 
 _SHOWN_LINES = 10
 """Log lines that status shows for a pod without a termination message."""
@@ -144,7 +144,7 @@ def _refusal_advice(stage: Stage, pod: ObservedPod) -> str:
 
 
 def _first_of(culprits: list[ObservedPod]) -> ObservedPod:
-    """Return the pod that ended first, or after an internal error the pod that ended within 2 s with a specific cause.
+    """Return the pod that ended first, or after an internal error the pod that ended soon after it with a cause.
 
     A worker that loses its peer ends with an internal error, and its end may be reported before that of the peer.
     """
