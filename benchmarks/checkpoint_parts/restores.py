@@ -56,7 +56,7 @@ def restore_rounds(engine: Any, config: TrainerConfig, rounds: int) -> dict[str,
 def _own_part(store: ObjectStore, config: TrainerConfig, runtime: RuntimeEnv) -> tuple[RunStorage, dict[str, int]]:
     """Return the storage of the run, and digests and sizes of this rank's blobs in the newest checkpoint."""
     storage = RunStorage.of(store, config.run_uri, attempt=config.attempt)
-    manifest, _ = storage.catalogue.newest_complete(())
+    manifest, _ = storage.catalog.newest_complete(())
     assert manifest is not None
     part = Loader(storage.blobs, manifest).part(runtime.rank)
     return storage, dict(zip(part.blobs, blob_sizes(part.bytes, manifest.blob_bytes), strict=True))

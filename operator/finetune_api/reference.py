@@ -295,7 +295,7 @@ def _named_type(node: Mapping[str, Any]) -> str | None:
 
 
 def _mark(node: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """What a named type is recognised by."""
+    """What a named type is recognized by."""
     return node.get("pattern"), node.get("format")
 
 

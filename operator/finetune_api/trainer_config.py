@@ -20,7 +20,7 @@ class Exchanged(Message):
     """A block that operator and trainer send each other.
 
     The two may have adjacent versions. Unknown fields are ignored, and fields with their default value are not written.
-    Therefore the default of a new field must preserve the previous behaviour, and defaults must never change.
+    Therefore the default of a new field must preserve the previous behavior, and defaults must never change.
     """
 
     model_config = ConfigDict(extra="ignore")

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.errors import ApiError
 from job_namespace import JobNamespace
-from modelled_jobs import ModelledJob, Snapshot
+from modeled_jobs import ModeledJob, Snapshot
 from reconciled_job import Fault, ReconciledJob
 from simulated_kubelet import PodEnd
 
@@ -88,17 +88,17 @@ class JobStateMachine(RuleBasedStateMachine):
         self.world = self.cluster_fixture.world
         self.cluster_fixture.examples += 1
         self.trail: list[str] = []
-        self.modelled_jobs: list[ModelledJob] = []
+        self.modeled_jobs: list[ModeledJob] = []
 
     @initialize(specs=st.lists(SPECS, min_size=SUBJECTS, max_size=SUBJECTS))
     def begin(self, specs: list[dict[str, Any]]) -> None:
         for number, spec in enumerate(specs):
             name = f"example-{self.cluster_fixture.examples}-{number}"
             reconciled = self.cluster_fixture.run(self.world.create(name, **spec))
-            modelled = ModelledJob(name, reconciled)
-            reconciled.clock = modelled.now
-            self.world.kubelet.scripts[name] = modelled.script
-            self.modelled_jobs.append(modelled)
+            modeled = ModeledJob(name, reconciled)
+            reconciled.clock = modeled.now
+            self.world.kubelet.scripts[name] = modeled.script
+            self.modeled_jobs.append(modeled)
         self._step(f"begin {specs}")
 
     # ---- users -----------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class JobStateMachine(RuleBasedStateMachine):
 
     @rule(which=WHICH, rate=st.integers(1, 3))
     def change_the_run_scope(self, which: int, rate: int) -> None:
-        self.modelled_jobs[which].ends.clear()
+        self.modeled_jobs[which].ends.clear()
         self._change(which, training={"learningRate": rate * 1e-5})
 
     @rule(which=WHICH, nodes=st.sampled_from([1, 2, 4]))
@@ -118,20 +118,20 @@ class JobStateMachine(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def delete(self, which: int) -> None:
-        if self.modelled_jobs[which].uid:
-            self.cluster_fixture.run(self.world.remove(self.modelled_jobs[which].name))
+        if self.modeled_jobs[which].uid:
+            self.cluster_fixture.run(self.world.remove(self.modeled_jobs[which].name))
             self._step(f"delete {which}")
 
     @rule(which=WHICH, spec=SPECS, in_use=st.booleans())
     def create_again(self, which: int, spec: dict[str, Any], in_use: bool) -> None:
         """With the same name, possibly while children of the old object still exist."""
-        modelled = self.modelled_jobs[which]
-        if modelled.uid and in_use:
-            self.cluster_fixture.run(self.world.remove(modelled.name))
-        elif modelled.uid:
+        modeled = self.modeled_jobs[which]
+        if modeled.uid and in_use:
+            self.cluster_fixture.run(self.world.remove(modeled.name))
+        elif modeled.uid:
             return
-        modelled.ends.clear()
-        self.cluster_fixture.run(self.world.create(modelled.name, modelled.script, **spec))
+        modeled.ends.clear()
+        self.cluster_fixture.run(self.world.create(modeled.name, modeled.script, **spec))
         self._step(f"create again {which} {spec}")
 
     # ---- the cluster -----------------------------------------------------------------------------------------------
@@ -151,15 +151,15 @@ class JobStateMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def a_pod_is_deleted(self, which: int) -> None:
         snapshot = self.cluster_fixture.run(self.cluster_fixture.snapshot())
-        for job in self.modelled_jobs[which].active_jobs(snapshot)[-1:]:
-            for pod in self.modelled_jobs[which].pods_of(job, snapshot)[:1]:
+        for job in self.modeled_jobs[which].active_jobs(snapshot)[-1:]:
+            for pod in self.modeled_jobs[which].pods_of(job, snapshot)[:1]:
                 self._remove(f"/api/v1/namespaces/{self.world.namespace}/pods/{pod['metadata']['name']}")
                 self._step(f"delete pod {pod['metadata']['name']}")
 
     @rule(which=WHICH, policy=st.sampled_from(["Background", "Foreground"]))
     def the_job_is_deleted(self, which: int, policy: str) -> None:
         snapshot = self.cluster_fixture.run(self.cluster_fixture.snapshot())
-        for job in self.modelled_jobs[which].active_jobs(snapshot)[-1:]:
+        for job in self.modeled_jobs[which].active_jobs(snapshot)[-1:]:
             name = job["metadata"]["name"]
             self._remove(f"/apis/batch/v1/namespaces/{self.world.namespace}/jobs/{name}", policy)
             self._step(f"delete job {name} {policy}")
@@ -173,18 +173,18 @@ class JobStateMachine(RuleBasedStateMachine):
 
     @rule(which=WHICH, kind=FAULTS)
     def its_next_write_fails(self, which: int, kind: str) -> None:
-        server = self.modelled_jobs[which].reconciled.server
+        server = self.modeled_jobs[which].reconciled.server
         server.fault = Fault(kind, at=len(server.calls))
         self.trail.append(f"{kind} at the next write of {which}")
 
     @rule(which=WHICH, minutes=st.sampled_from([-60, -1, 1, 60]))
     def its_clock_changes(self, which: int, minutes: int) -> None:
-        self.modelled_jobs[which].offset += timedelta(minutes=minutes)
+        self.modeled_jobs[which].offset += timedelta(minutes=minutes)
         self._step(f"clock of {which} jumps by {minutes} minutes")
 
     @rule(which=WHICH)
     def two_operators_run(self, which: int) -> None:
-        reconciled = self.modelled_jobs[which].reconciled
+        reconciled = self.modeled_jobs[which].reconciled
         twin = ReconciledJob(reconciled.server, reconciled.key, clock=reconciled.clock)
         for _ in range(2):
             self.cluster_fixture.run(asyncio.wait_for(_concurrently(reconciled, twin), 60))
@@ -193,16 +193,16 @@ class JobStateMachine(RuleBasedStateMachine):
     # ---- what comes of it ------------------------------------------------------------------------------------------
 
     def _change(self, which: int, **spec: Any) -> None:
-        if self.modelled_jobs[which].uid:
-            self.cluster_fixture.run(self.world.change(self.modelled_jobs[which].name, **spec))
+        if self.modeled_jobs[which].uid:
+            self.cluster_fixture.run(self.world.change(self.modeled_jobs[which].name, **spec))
             self._step(f"change {which} {spec}")
 
     def _end(self, which: int, index: int, end: PodEnd) -> None:
-        modelled = self.modelled_jobs[which]
-        for job in modelled.active_jobs(self.cluster_fixture.run(self.cluster_fixture.snapshot()))[-1:]:
+        modeled = self.modeled_jobs[which]
+        for job in modeled.active_jobs(self.cluster_fixture.run(self.cluster_fixture.snapshot()))[-1:]:
             labels = job["metadata"]["labels"]
             culprit = min(index, job["spec"]["completions"] - 1)
-            modelled.ends[labels["finetune.dev/stage"], int(labels["finetune.dev/attempt"])] = (culprit, end)
+            modeled.ends[labels["finetune.dev/stage"], int(labels["finetune.dev/attempt"])] = (culprit, end)
             self._step(f"{job['metadata']['name']}-{culprit} ends {end}")
 
     def _remove(self, path: str, policy: str = "Background") -> None:
@@ -218,35 +218,35 @@ class JobStateMachine(RuleBasedStateMachine):
             self.cluster_fixture.run(self._reconcile_all())
 
     async def _reconcile_all(self) -> None:
-        await asyncio.gather(*(modelled.reconciled.step() for modelled in self.modelled_jobs))
+        await asyncio.gather(*(modeled.reconciled.step() for modeled in self.modeled_jobs))
         await asyncio.sleep(0.1)
         snapshot = await self.cluster_fixture.snapshot()
-        for modelled in self.modelled_jobs:
+        for modeled in self.modeled_jobs:
             try:
-                modelled.check(snapshot)
+                modeled.check(snapshot)
             except AssertionError as error:
-                raise AssertionError("\n".join([str(error), f"of {modelled.name}", *self.trail])) from error
+                raise AssertionError("\n".join([str(error), f"of {modeled.name}", *self.trail])) from error
 
     def teardown(self) -> None:
         """Without further actions, nothing is written; after deletion, nothing remains."""
         self.world.kubelet.dead = False
         self.cluster_fixture.run(self._until_quiet())
-        for modelled in self.modelled_jobs:
-            if modelled.uid:
-                self.cluster_fixture.run(self.world.remove(modelled.name))
+        for modeled in self.modeled_jobs:
+            if modeled.uid:
+                self.cluster_fixture.run(self.world.remove(modeled.name))
         self.cluster_fixture.run(self._until_everything_is_deleted())
 
     async def _until_quiet(self) -> None:
         quiet = 0
         for _ in range(150):
-            before = [len(modelled.reconciled.server.calls) for modelled in self.modelled_jobs]
+            before = [len(modeled.reconciled.server.calls) for modeled in self.modeled_jobs]
             await self._reconcile_all()
             quiet = (
-                quiet + 1 if before == [len(modelled.reconciled.server.calls) for modelled in self.modelled_jobs] else 0
+                quiet + 1 if before == [len(modeled.reconciled.server.calls) for modeled in self.modeled_jobs] else 0
             )
             if quiet >= QUIET_PASSES and await self._is_stable():
                 return
-        calls = {modelled.name: modelled.reconciled.server.calls[-10:] for modelled in self.modelled_jobs}
+        calls = {modeled.name: modeled.reconciled.server.calls[-10:] for modeled in self.modeled_jobs}
         raise AssertionError("\n".join([f"writes do not end: {calls}", *self.trail]))
 
     async def _is_stable(self) -> bool:
@@ -258,10 +258,10 @@ class JobStateMachine(RuleBasedStateMachine):
 
     async def _until_everything_is_deleted(self) -> None:
         async with asyncio.timeout(90):
-            while left := [child for modelled in self.modelled_jobs for child in await modelled.reconciled.children()]:
+            while left := [child for modeled in self.modeled_jobs for child in await modeled.reconciled.children()]:
                 await asyncio.sleep(0.2)
-                for modelled in self.modelled_jobs:
-                    await modelled.reconciled.step()
+                for modeled in self.modeled_jobs:
+                    await modeled.reconciled.step()
         assert left == []
 
 

@@ -447,7 +447,7 @@ ACTIONS: dict[str, JobAttempt | PodProperty | Command] = {
     "read and write every bucket that the credentials of the pods may use": JobAttempt(
         {"data": {"train": [{"uri": "s3://others/data.jsonl"}]}, "output": {"uri": "s3://others/runs"}}
     ),
-    "train any model of the hub": JobAttempt({"model": {"uri": "hf://organisation/model"}}),
+    "train any model of the hub": JobAttempt({"model": {"uri": "hf://organization/model"}}),
     "pass options to DeepSpeed": JobAttempt({"deepspeed": {"config": {"steps_per_print": 7}}}),
     "set variables that the operator sets, such as `HOME` and `RANK`": JobAttempt(
         set_variable("HOME"), refused="name must not be a variable that the operator sets"

@@ -80,27 +80,27 @@ def accuracy_of(setup: TrainingSetup, uri: str, folder: Path) -> float:
 def test_a_pod_that_is_deleted_half_way_costs_only_an_attempt(setup: TrainingSetup, tmp_path: Path) -> None:
     """With a volume that outlives it, from which the next attempt reads model and checkpoint."""
     workers = {"cache": setup.cache(tmp_path / "cache")}
-    setup.kubectl.apply(setup.long_job("colours", deepspeed={"zeroStage": 2}, workers=workers))
-    setup.until_saved("colours")
-    deleted = setup.pods_of("colours-r1-train-a1")["1"]["metadata"]["name"]
+    setup.kubectl.apply(setup.long_job("colors", deepspeed={"zeroStage": 2}, workers=workers))
+    setup.until_saved("colors")
+    deleted = setup.pods_of("colors-r1-train-a1")["1"]["metadata"]["name"]
     setup.kubectl("delete", "pod", deleted, "--wait=false")
 
-    job = setup.until("colours", "Complete")
+    job = setup.until("colors", "Complete")
     run = job["status"]["run"]
     first, second = attempts_at(job, "train")
     assert (first["outcome"], second["outcome"]) == ("Disruption", "Succeeded")
     assert second["resumedFromStep"] >= 10
-    log = setup.kubectl("logs", setup.pods_of("colours-r1-train-a2")["0"]["metadata"]["name"])
+    log = setup.kubectl("logs", setup.pods_of("colors-r1-train-a2")["0"]["metadata"]["name"])
     assert f"restored step {second['resumedFromStep']} from node-local cache (" in log
     assert (run["restarts"], run["disruptions"], run["progress"]["percent"]) == (0, 1, 100)
     assert (
         run["candidates"]["tuned"]["metrics"]["Accuracy"] > 0.6 > run["candidates"]["baseline"]["metrics"]["Accuracy"]
     )
-    events = setup.events("colours")
+    events = setup.events("colors")
     assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)
     assert events["Resumed"].startswith(f"train attempt 2 resumes at step {second['resumedFromStep']}, ")
     # Its own name if it was still observed, otherwise that of its Job and index.
-    assert events["AttemptFailed"].startswith("train attempt 1 failed: PodDeleted in colours-r1-train-a1-1")
+    assert events["AttemptFailed"].startswith("train attempt 1 failed: PodDeleted in colors-r1-train-a1-1")
 
 
 def test_a_job_that_gets_two_of_four_workers_trains_on_two(setup: TrainingSetup) -> None:

@@ -133,7 +133,7 @@ CASES: dict[str, PolicyCase] = {
     "another digest": image(f"registry.example.com/fixed@sha256:{'b' * 64}", IMAGE_PATH),
     "a short name": image("short:1"),
     "a short name as a host": image("short:5000/evil", IMAGE_PATH),
-    "a short name as an organisation": image("short/evil", IMAGE_PATH),
+    "a short name as an organization": image("short/evil", IMAGE_PATH),
     "the default image": image(IMAGE),
     "the default image with another tag": image("default.example/trainer:2", IMAGE_PATH),
     "a line break in an image": image("registry.example.com/team/\nevil", IMAGE_PATH),

@@ -44,8 +44,8 @@ def jsonl(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def colours(count: int = 160) -> bytes:
-    """Rows whose label is the colour that they mention: learned within a few steps."""
+def colors(count: int = 160) -> bytes:
+    """Rows whose label is the color that they mention: learned within a few steps."""
     draw = random.Random(1)
     words = ["the", "a", "big", "small", "house", "car", "is", "was", "very"]
     rows = []

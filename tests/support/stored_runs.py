@@ -122,7 +122,7 @@ class StoredRun:
 
     def names(self) -> list[str]:
         """Names of the manifests, in the order in which a restore tries them."""
-        return list(self.storage.catalogue.listing().names)
+        return list(self.storage.catalog.listing().names)
 
     def blobs(self) -> set[str]:
         """Digests of all blobs."""
@@ -148,7 +148,7 @@ class StoredRun:
     def restorable(self) -> Iterator[str]:
         """Names of the checkpoints whose bytes are complete and correct."""
         for name in self.names():
-            manifest = self.storage.catalogue.read(name)
+            manifest = self.storage.catalog.read(name)
             loader = Loader(self.storage.blobs, manifest)
             loader.check_complete()
             state = loader.state()

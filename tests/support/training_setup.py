@@ -17,7 +17,7 @@ from finetune_cli.local import demo_assets
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
 from operator_process import OperatorProcess, events_of, install
-from rows import colours
+from rows import colors
 from testcluster.access import Kubectl, condition
 from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
@@ -62,7 +62,7 @@ class JobNamespace:
     """Of the storage, for pods."""
 
     def job(self, name: str, **spec: Any) -> Job:
-        """A classifier of colours on a tiny BERT, two workers."""
+        """A classifier of colors on a tiny BERT, two workers."""
         base = {
             "model": {"uri": f"s3://{self.bucket}/model"},
             "data": {"train": [{"uri": f"s3://{self.bucket}/data.jsonl"}]},
@@ -74,7 +74,7 @@ class JobNamespace:
         return make_job(name, namespace=self.kubectl.namespace, **merged(base, spec))
 
     def long_job(self, name: str, **spec: Any) -> Job:
-        """The same with a long training of many short steps, for tests that disturb it. It learns all colours."""
+        """The same with a long training of many short steps, for tests that disturb it. It learns all colors."""
         training = {"epochs": 25, "learningRate": 5e-3, "warmup": {"ratio": 0.1}}
         long = {"training": training, "checkpoint": {"everySteps": 10}}
         return self.job(name, **merged(long, spec))
@@ -191,7 +191,7 @@ def job_namespace(cluster: PodsCluster, storage: EmbeddedStore, store: ObjectSto
         bucket = f"site-{namespace}"
         storage.create_bucket(bucket)
         store.upload_folder(tiny_models.save_tiny_bert(Path(folder) / "model"), f"s3://{bucket}/model")
-        store.put(f"s3://{bucket}/data.jsonl", colours())
+        store.put(f"s3://{bucket}/data.jsonl", colors())
         _prepare_namespace(kubectl, storage)
         try:
             yield JobNamespace(cluster, kubectl, store, bucket, forwarded.endpoint)

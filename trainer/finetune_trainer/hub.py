@@ -56,7 +56,7 @@ class HubRepository:
     """As the user wrote it."""
     kind: Kind
     name: str
-    """`organisation/name`, or the name alone."""
+    """`organization/name`, or the name alone."""
     commit: str
     files: tuple[HubFile, ...]
 
@@ -101,7 +101,7 @@ class HubRepository:
 
 @dataclass(frozen=True)
 class DatasetAddress:
-    """Files of a data set repository: `hf://datasets/organisation/name@revision/path`."""
+    """Files of a data set repository: `hf://datasets/organization/name@revision/path`."""
 
     name: str
     revision: str
@@ -116,12 +116,12 @@ def endpoint() -> str:
 
 
 def resolve_model(uri: str) -> HubRepository:
-    """Return the repository of `hf://[organisation/]name[@revision]` at the current commit of the revision.
+    """Return the repository of `hf://[organization/]name[@revision]` at the current commit of the revision.
 
     Raises ModelUnusableError if the repository or revision does not exist, AccessDeniedError, StorageUnreachableError.
     """
     if uri.startswith(_DATASETS):
-        raise ModelUnusableError(f"{uri} is a data set, not a model", advice="write hf://organisation/name@revision")
+        raise ModelUnusableError(f"{uri} is a data set, not a model", advice="write hf://organization/name@revision")
     name, _, revision = uri.removeprefix("hf://").partition("@")
     return _resolve(uri, Kind.MODEL, name, revision)
 
@@ -164,7 +164,7 @@ def dataset_addresses(uri: str) -> tuple[DatasetAddress, ...]:
     found = [address for address in found if address.path]
     if not found:
         raise BadDataError(
-            f"{uri} must name files of a data set", advice="write hf://datasets/organisation/name@revision/path"
+            f"{uri} must name files of a data set", advice="write hf://datasets/organization/name@revision/path"
         )
     return tuple(found)
 
@@ -231,9 +231,9 @@ def _mapped(error: BaseException, uri: str, kind: Kind) -> TrainerError:
         message = f"{uri}: {endpoint()} has no such {what} or revision ({status})"
         if kind is Kind.MODEL:
             return ModelUnusableError(
-                message, advice="check organisation, name and revision; write hf://organisation/name@revision"
+                message, advice="check organization, name and revision; write hf://organization/name@revision"
             )
-        return BadDataError(message, advice="check the name; write hf://datasets/organisation/name@revision/path")
+        return BadDataError(message, advice="check the name; write hf://datasets/organization/name@revision/path")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return StorageUnreachableError(
         f"{uri}: {endpoint()} did not respond like a Hugging Face Hub: {reason}",

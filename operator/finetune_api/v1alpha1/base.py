@@ -217,21 +217,21 @@ ModelUri = Annotated[
     str,
     matching(
         rf"^({_BUCKET}/{_PATH}|{_HUB_MODEL}|file:///{_PATH})$",
-        f"s3://bucket/prefix, hf://organisation/name, hf://name or, for local runs, file:///path ({_BUCKET_RULE})",
+        f"s3://bucket/prefix, hf://organization/name, hf://name or, for local runs, file:///path ({_BUCKET_RULE})",
         max_length=1024,
         fault=_model_fault,
     ),
 ]
-"""`s3://bucket/prefix`, `hf://[organisation/]name[@revision]` or, for local runs, `file:///path`."""
+"""`s3://bucket/prefix`, `hf://[organization/]name[@revision]` or, for local runs, `file:///path`."""
 
 DataUri = Annotated[
     str,
     matching(
         rf"^({_BUCKET}/{_PATH}|{_HUB_FILES}|file:///{_PATH})$",
-        f"s3://bucket/key, hf://datasets/organisation/name/path or, for local runs, file:///path ({_BUCKET_RULE})",
+        f"s3://bucket/key, hf://datasets/organization/name/path or, for local runs, file:///path ({_BUCKET_RULE})",
         max_length=1024,
         fault=_data_fault,
     ),
 ]
-"""`s3://bucket/key`, `hf://datasets/[organisation/]name[@revision]/path` or, for local runs, `file:///path`; `*`, `?`
+"""`s3://bucket/key`, `hf://datasets/[organization/]name[@revision]/path` or, for local runs, `file:///path`; `*`, `?`
 and `[...]` match within a name, unless a file with exactly this name exists."""

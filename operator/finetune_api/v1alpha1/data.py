@@ -56,7 +56,7 @@ class Source(ApiModel, scope=Scope.DATA):
 
     uri: DataUri
     """One file or a glob: JSON Lines (`.jsonl`, `.jsonl.gz`), CSV, Parquet or plain text (`.txt`). In object storage
-    `s3://bucket/key`, in a data set on the hub `hf://datasets/organisation/name[@revision]/path`."""
+    `s3://bucket/key`, in a data set on the hub `hf://datasets/organization/name[@revision]/path`."""
 
 
 class Holdout(ApiModel, scope=Scope.DATA):
@@ -126,7 +126,7 @@ class Cleaning(ApiModel, scope=Scope.DATA):
 
     exact_duplicates: bool = False
     """Of training records with the same text, keep the first, and none whose text is in a held-out file. Texts are
-    compared without their labels, after Unicode normalisation (NFC) and with each run of white space as one space."""
+    compared without their labels, after Unicode normalization (NFC) and with each run of white space as one space."""
 
     near_duplicates: Annotated[float, Field(ge=0.5, le=1.0)] | None = None
     """Of training records that are at least this similar, keep the first, and none that is this similar to a record of

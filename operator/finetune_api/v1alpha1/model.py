@@ -56,7 +56,7 @@ class Model(ApiModel, scope=Scope.DATA):
     """The base model, in Hugging Face layout."""
 
     uri: ModelUri
-    """Where the base model is: `s3://bucket/prefix`, `hf://[organisation/]name[@revision]`; for local runs also
+    """Where the base model is: `s3://bucket/prefix`, `hf://[organization/]name[@revision]`; for local runs also
     `file:///path`. A run continues to use the files that it was prepared with, even if the revision or the prefix
     changes later."""
 

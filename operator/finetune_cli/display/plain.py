@@ -159,7 +159,7 @@ def validation_text(view: View) -> str:
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
-    """Yield the summary as aligned text, without colours or boxes."""
+    """Yield the summary as aligned text, without colors or boxes."""
     yield summary.title
     if summary.metrics:
         for line in table_lines(("", "baseline", "tuned", "change"), summary.metrics, numbers=True, gap=3):

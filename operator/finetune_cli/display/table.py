@@ -16,7 +16,7 @@ _MAX_WIDTH = 10_000
 def table_lines(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False, gap: int = 2, first_width: int = 0
 ) -> list[str]:
-    """Return one line for the headings and one for each row, without boxes, colours or trailing spaces.
+    """Return one line for the headings and one for each row, without boxes, colors or trailing spaces.
 
     `numbers` right-aligns all columns except the first. `gap` is the number of spaces between columns, `first_width`
     the minimum width of the first column. Cells are text, not markup.

@@ -31,7 +31,7 @@ def test_each_incompatible_checkpoint_is_skipped_with_its_name_and_the_differenc
     for name, change in changes.items():
         store.put(f"{prefix}/{name}.json", changed(change))
     storage = RunStorage.of(store, run_uri(bucket), attempt=2, lineage=LINEAGE)
-    found, warnings = storage.catalogue.newest_complete(exclude=())
+    found, warnings = storage.catalog.newest_complete(exclude=())
     assert found is None
     assert warnings == [
         f"checkpoint {name} cannot be used: {prefix}/{name}.json was {reported}"
@@ -52,7 +52,7 @@ def test_a_checkpoint_of_a_newer_version_is_neither_skipped_nor_removed(store: O
     found = f"format {VERSION + 1}, known 1 to {VERSION}"
     reported = f"{prefix}/00000014-a0002.json was written by a newer finetune-operator ({found})"
     with pytest.raises(BadConfigError) as refused:
-        storage.catalogue.newest_complete(exclude=())
+        storage.catalog.newest_complete(exclude=())
     assert str(refused.value) == f"checkpoint 00000014-a0002: {reported}"
     assert "spec.workers.image" in refused.value.advice
 
@@ -60,4 +60,4 @@ def test_a_checkpoint_of_a_newer_version_is_neither_skipped_nor_removed(store: O
     for _ in pruning.steps():
         pass
     assert pruning.pruned.blocked_by == reported
-    assert "00000014-a0002" in storage.catalogue.listing().names
+    assert "00000014-a0002" in storage.catalog.listing().names

@@ -68,7 +68,7 @@ def test_it_may_end_between_any_two_requests_and_the_next_one_finishes_it(run: S
         pruning = Pruning(run.storage, Keep(last=1), grace=AT_ONCE, batch=1)
         is_done = sum(1 for _ in islice(pruning.steps(), ends)) < ends
         assert run.names()[0] == newest.name
-        assert run.blobs() >= run.blobs_of(*(run.storage.catalogue.read(name) for name in run.names()))
+        assert run.blobs() >= run.blobs_of(*(run.storage.catalog.read(name) for name in run.names()))
         removed.append((len(pruning.pruned.checkpoints), pruning.pruned.blobs))
         prune(run, Keep(last=1))
         assert (run.names(), run.blobs()) == ([newest.name], run.blobs_of(newest))

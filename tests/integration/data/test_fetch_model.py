@@ -96,7 +96,7 @@ def test_an_unreachable_hub_is_reported(store, tmp_path, monkeypatch):
         fetch_model("hf://tiny/llama", store, tmp_path)
 
 
-def test_a_model_without_an_organisation_is_fetched(hub, store, tmp_path, model_folder):
+def test_a_model_without_an_organization_is_fetched(hub, store, tmp_path, model_folder):
     hub.repository("gpt2").commit(files_in(model_folder))
     fetched = fetch_model("hf://gpt2", store, tmp_path)
     assert (fetched.path / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()

@@ -17,7 +17,7 @@ from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_cli.local.engine import RunOptions, fork_server, run_locally
 from finetune_operator.clusters.local import LocalCluster
 from finetune_trainer.store import ObjectStore
-from rows import colours
+from rows import colors
 
 ROOT = Path(__file__).parents[3]
 SOURCES = os.pathsep.join(str(ROOT / name) for name in ("operator", "trainer"))
@@ -66,7 +66,7 @@ class RunFixture:
     preloaded: Path
 
     def job(self, name: str = "tiny", **spec: Any) -> dict[str, Any]:
-        """A classifier of colours on a tiny BERT: 128 training rows, 8 steps per epoch."""
+        """A classifier of colors on a tiny BERT: 128 training rows, 8 steps per epoch."""
         base = {
             "model": {"uri": f"s3://{self.bucket}/model"},
             "data": {"train": [{"uri": f"s3://{self.bucket}/data.jsonl"}]},
@@ -99,7 +99,7 @@ def bench(
 ) -> RunFixture:
     folder = tiny_models.save_tiny_bert(tmp_path / "model")
     store.upload_folder(folder, f"s3://{bucket}/model")
-    store.put(f"s3://{bucket}/data.jsonl", colours())
+    store.put(f"s3://{bucket}/data.jsonl", colors())
     return RunFixture(store, storage_settings, bucket, tmp_path / "work", preloaded)
 
 

@@ -20,7 +20,7 @@ from process_support import is_alive, until
 
 ROOT = Path(__file__).parents[3]
 SECRET = "correct-horse-battery"
-COLOURS = ("red", "green", "blue", "black")
+COLORS = ("red", "green", "blue", "black")
 
 Line = dict[str, Any]
 
@@ -56,11 +56,11 @@ def printed(folder: Path, *arguments: str) -> list[str]:
 @pytest.fixture
 def job_folder(tmp_path: Path, store: ObjectStore, bucket: str) -> Path:
     """A folder with `job.yaml`, whose model and data are in storage."""
-    rows = [{"text": f"the {COLOURS[index % 4]} house {index}", "label": COLOURS[index % 4]} for index in range(80)]
+    rows = [{"text": f"the {COLORS[index % 4]} house {index}", "label": COLORS[index % 4]} for index in range(80)]
     store.upload_folder(tiny_models.save_tiny_bert(tmp_path / "model"), f"s3://{bucket}/model")
     store.put(f"s3://{bucket}/data.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     job = make_job(
-        "colours",
+        "colors",
         model={"uri": f"s3://{bucket}/model"},
         data={"train": [{"uri": f"s3://{bucket}/data.jsonl"}]},
         training={"learningRate": 1e-3, "epochs": 15, "globalBatchSize": 4},
@@ -93,7 +93,7 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(
     assert "<html" in (job_folder / report.removeprefix("report: ")).read_text()
 
     heading, row = printed(job_folder, "runs")
-    assert row.split()[:4] == ["colours", "1", "Succeeded", "240/240"]
+    assert row.split()[:4] == ["colors", "1", "Succeeded", "240/240"]
     assert heading.startswith("NAME")
     assert any("rank 0" in line for line in printed(job_folder, "logs", "--stage", "train", "--rank", "0"))
     whole = "\n".join(printed(job_folder, "logs"))

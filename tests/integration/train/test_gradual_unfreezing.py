@@ -38,7 +38,7 @@ def checkpoint(harness: TrainingHarness, config: TrainerConfig, step: int, folde
 def adam_steps(harness: TrainingHarness, config: TrainerConfig) -> dict[str, set[float]]:
     """Name of every parameter -> Adam's steps of its fragments in the newest checkpoint."""
     storage = RunStorage.of(harness.store, config.run_uri, attempt=9, generation=0)
-    manifest = storage.catalogue.read(storage.catalogue.listing().names[0])
+    manifest = storage.catalog.read(storage.catalog.listing().names[0])
     loader = Loader(storage.blobs, manifest)
     steps: dict[str, set[float]] = {}
     for part in map(loader.part, range(manifest.world_size)):

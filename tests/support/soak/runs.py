@@ -243,8 +243,8 @@ class Run:
         """Problems of the remaining checkpoints."""
         storage = RunStorage.of(self._setup.harness.store, config.run_uri, attempt=config.attempt)
         verifier, found = Verifier(storage.blobs), []
-        for name in storage.catalogue.listing().names:
-            _, damages = verifier.check(storage.catalogue.read(name))
+        for name in storage.catalog.listing().names:
+            _, damages = verifier.check(storage.catalog.read(name))
             found += [f"checkpoint {name}: {damage}" for damage in damages]
         return found
 

@@ -54,7 +54,7 @@ def test_a_missing_object_is_not_a_missing_kind() -> None:
 @pytest.mark.parametrize(
     ("name", "known", "words"),
     [
-        ("topcis", ["colours", "topics"], "did you mean topics?"),
+        ("topcis", ["colors", "topics"], "did you mean topics?"),
         ("x", ["a-1", "b-2"], "; existing jobs: a-1, b-2"),
         ("x", [f"job-{n}" for n in range(9)], "job-4 and 4 more"),
         ("x", [], "the namespace has none"),

@@ -194,7 +194,7 @@ def test_the_plain_display_writes_at_most_one_progress_line_in_two_seconds() -> 
 
 
 @pytest.mark.parametrize("status", [SUCCEEDED, FAILED, SUSPENDED], ids=["succeeded", "failed", "suspended"])
-def test_the_plain_summary_has_no_colour_and_no_boxes(status: dict[str, Any]) -> None:
+def test_the_plain_summary_has_no_color_and_no_boxes(status: dict[str, Any]) -> None:
     stream = io.StringIO()
     PlainDisplay(stream).finish(job_with(status))
     assert stream.getvalue().isascii()

@@ -780,7 +780,7 @@ def test_an_address_may_contain_any_printable_character(name: str) -> None:
 @pytest.mark.parametrize(
     "uri", ["hf://gpt2", "hf://bert-base-uncased@v1.0", "hf://org/name", "hf://org/name@refs/pr/1"]
 )
-def test_a_model_of_the_hub_needs_no_organisation(uri: str) -> None:
+def test_a_model_of_the_hub_needs_no_organization(uri: str) -> None:
     assert parse_job(job_with("spec.model.uri", uri)).spec.model.uri == uri
 
 

@@ -1,4 +1,4 @@
-"""Charts have few points, use the page's colours and load nothing."""
+"""Charts have few points, use the page's colors and load nothing."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_the_moving_mean_uses_only_earlier_points():
     assert moving_mean([(0, 0.0), (1, 2.0), (2, 4.0)], 2) == [(0, 0.0), (1, 1.0), (2, 3.0)]
 
 
-def test_a_chart_uses_the_colours_of_the_page():
+def test_a_chart_uses_the_colors_of_the_page():
     text = line_chart("Loss", [Series("training", [(0, 1.0), (1, 0.5)])], marks=[(0.5, "attempt 2")])
     assert text.startswith('<svg viewBox="0 0 345.6 165.6" role="img" aria-label="Loss">')
     for name in ("muted", "rule", "blue", "red"):

@@ -129,7 +129,7 @@ def test_a_language_model_without_its_head_is_rejected(llama, tmp_path):
     folder = with_names(llama, tmp_path / "headless", lambda name: name.replace("lm_head", "old_head"))
     error = refusal(folder, Task.CAUSAL_LM)
     assert "lacks 1 of the model's 21 weights: lm_head.weight" in str(error)
-    assert "language-modelling head" in error.advice
+    assert "language-modeling head" in error.advice
 
 
 def test_layers_that_the_config_lacks_are_reported(bert, tmp_path):

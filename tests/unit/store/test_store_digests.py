@@ -29,7 +29,7 @@ def test_the_etag_of_a_single_put_is_the_md5(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("part_mib", [5, 8, 16])
-def test_the_etag_of_a_multipart_upload_is_recognised_by_the_number_of_parts(tmp_path: Path, part_mib: int) -> None:
+def test_the_etag_of_a_multipart_upload_is_recognized_by_the_number_of_parts(tmp_path: Path, part_mib: int) -> None:
     path, content = tmp_path / "file", bytes(range(256)) * (17 * 4096)
     path.write_bytes(content)
     assert has_etag(path, multipart(content, part_mib * MIB))

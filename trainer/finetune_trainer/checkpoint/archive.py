@@ -67,17 +67,17 @@ class Archive:
 
     def entries(self) -> list[Entry]:
         """All checkpoints, in the order in which a restore tries them."""
-        return [self._entry(name) for name in self._storage.catalogue.listing().names]
+        return [self._entry(name) for name in self._storage.catalog.listing().names]
 
     def _entry(self, name: str) -> Entry:
-        catalogue = self._storage.catalogue
+        catalog = self._storage.catalog
         step, attempt = numbers_of(name)
         manifest, damage = None, ""
         try:
-            manifest = catalogue.read(name)
+            manifest = catalog.read(name)
         except CorruptCheckpointError as error:
             damage = str(error)
-        return Entry(name, catalogue.uri_of(name), step, attempt, manifest, damage)
+        return Entry(name, catalog.uri_of(name), step, attempt, manifest, damage)
 
     def check(self, entries: Sequence[Entry]) -> Iterator[VerificationResult]:
         """Verify every byte of these checkpoints, one after the other; shared blobs are read once."""
@@ -87,7 +87,7 @@ class Archive:
                 yield VerificationResult(entry, damages=(entry.damage,))
                 continue
             blobs, damages = verifier.check(entry.manifest)
-            is_gone = bool(damages) and entry.name not in self._storage.catalogue.listing().names
+            is_gone = bool(damages) and entry.name not in self._storage.catalog.listing().names
             yield VerificationResult(entry, blobs, () if is_gone else damages, is_gone)
 
     def prune(self, keep: Keep, *, is_idle: bool, dry_run: bool = False, quiet: timedelta = GRACE) -> Pruned:

@@ -301,7 +301,7 @@ class AsyncSaver:
         self._storage.blobs.suspect.intersection_update(pending.stored.suspect)
         self.last = CommittedCheckpoint(
             step=step,
-            uri=self._storage.catalogue.uri_of(pending.manifest.name),
+            uri=self._storage.catalog.uri_of(pending.manifest.name),
             time=pending.manifest.time,
             save_seconds=round(pending.snapshot_seconds + busy_seconds, 3),
         )

@@ -298,14 +298,14 @@ class CheckpointManager:
         them.
         """
         manifest, warnings = rank_zero(
-            partial(self._storage.catalogue.newest_complete, exclude), tuple[Manifest | None, list[str]]
+            partial(self._storage.catalog.newest_complete, exclude), tuple[Manifest | None, list[str]]
         )
         self._warn(warnings)
         return manifest
 
     def find(self, step: int) -> Manifest | None:
         """Return the manifest of a step; that of the newest attempt if several saved it; None if there is none."""
-        return rank_zero(partial(self._storage.catalogue.find, step), Manifest | None)
+        return rank_zero(partial(self._storage.catalog.find, step), Manifest | None)
 
     # Loading
 

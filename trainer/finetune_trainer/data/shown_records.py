@@ -11,7 +11,7 @@ _LINE = 400
 """Characters in which personal data and secrets are searched: more than are shown, so that none is shown in part."""
 _SCANNED = 20_000
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]{0,32}[ -/]{0,4}[@-~]|\][^\x07\x1b]{0,400}(?:\x07|\x1b\\)?)")
-"""Control sequences of terminals: colours, cursor movements, titles and links."""
+"""Control sequences of terminals: colors, cursor movements, titles and links."""
 _INVISIBLE = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )

@@ -1,6 +1,6 @@
-"""Line charts and histograms as SVG that uses the colours of the page. Pure; drawn by matplotlib without a backend.
+"""Line charts and histograms as SVG that uses the colors of the page. Pure; drawn by matplotlib without a backend.
 
-matplotlib does not support CSS variables. It draws with placeholder colours, which are then replaced by `var(--name)`,
+matplotlib does not support CSS variables. It draws with placeholder colors, which are then replaced by `var(--name)`,
 so one chart works in light mode, in dark mode and in print.
 """
 
@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-_COLOURS = {
+_COLORS = {
     "muted": "#0a0001",
     "rule": "#0a0002",
     "blue": "#0a0003",
@@ -25,28 +25,28 @@ _COLOURS = {
 }
 """CSS variable of the page -> placeholder."""
 
-LINE_COLOURS = ("blue", "orange", "green")
-"""Colours of the lines of one chart; red is for marks."""
+LINE_COLORS = ("blue", "orange", "green")
+"""Colors of the lines of one chart; red is for marks."""
 
 _SIZE_INCHES = (4.8, 2.3)
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 8.5,
-    "axes.edgecolor": _COLOURS["rule"],
-    "axes.labelcolor": _COLOURS["muted"],
+    "axes.edgecolor": _COLORS["rule"],
+    "axes.labelcolor": _COLORS["muted"],
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.spines.left": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": _COLOURS["rule"],
+    "grid.color": _COLORS["rule"],
     "grid.linewidth": 0.6,
-    "xtick.color": _COLOURS["muted"],
-    "ytick.color": _COLOURS["muted"],
+    "xtick.color": _COLORS["muted"],
+    "ytick.color": _COLORS["muted"],
     "xtick.major.size": 0,
     "ytick.major.size": 0,
-    "text.color": _COLOURS["muted"],
+    "text.color": _COLORS["muted"],
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "path.simplify": True,
@@ -63,7 +63,7 @@ class Series:
 
     name: str
     points: Sequence[tuple[float, float]]
-    colour: str = "blue"
+    color: str = "blue"
     dots: bool = False
     """Few points, measured individually."""
     smooth: bool = False
@@ -88,9 +88,9 @@ def line_chart(
         for line in series:
             _draw(axes, line)
         for position, text in marks:
-            _mark(axes, position, text, colour="red", at_top=True)
+            _mark(axes, position, text, color="red", at_top=True)
         for position, text in phases:
-            _mark(axes, position, text, colour="muted", at_top=False)
+            _mark(axes, position, text, color="muted", at_top=False)
         axes.set_xlabel(x_label)
         if log_x:
             axes.set_xscale("log")
@@ -105,8 +105,8 @@ def line_chart(
         return _svg(figure, title)
 
 
-def _mark(axes: Any, position: float, text: str, *, colour: str, at_top: bool) -> None:
-    axes.axvline(position, color=_COLOURS[colour], linewidth=1 if at_top else 0.6, linestyle=(0, (3, 2)))
+def _mark(axes: Any, position: float, text: str, *, color: str, at_top: bool) -> None:
+    axes.axvline(position, color=_COLORS[color], linewidth=1 if at_top else 0.6, linestyle=(0, (3, 2)))
     axes.annotate(
         text,
         (position, 1.0 if at_top else 0.0),
@@ -115,7 +115,7 @@ def _mark(axes: Any, position: float, text: str, *, colour: str, at_top: bool) -
         textcoords="offset points",
         va="top" if at_top else "bottom",
         fontsize=7.5,
-        color=_COLOURS[colour],
+        color=_COLORS[color],
     )
 
 
@@ -123,7 +123,7 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], *, x_la
     """One bar between each two neighbouring `edges`; `counts` is one shorter."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure()
-        axes.bar(range(len(counts)), counts, width=0.86, color=_COLOURS["blue"], alpha=0.85, linewidth=0)
+        axes.bar(range(len(counts)), counts, width=0.86, color=_COLORS["blue"], alpha=0.85, linewidth=0)
         step = max(1, len(counts) // 8)
         places = range(0, len(edges), step)
         axes.set_xticks([place - 0.5 for place in places], [f"{edges[place]:g}" for place in places])
@@ -151,18 +151,18 @@ def moving_mean(points: Sequence[tuple[float, float]], window: int) -> list[tupl
 
 
 def _draw(axes: Any, line: Series) -> None:
-    colour = _COLOURS[line.colour]
+    color = _COLORS[line.color]
     points = downsampled(line.points)
     xs, ys = [x for x, _ in points], [y for _, y in points]
     style = "--" if line.dashed else "-"
     if line.dots or len(points) == 1:
-        axes.plot(xs, ys, color=colour, linestyle=style, marker="o", markersize=3.5, label=line.name)
+        axes.plot(xs, ys, color=color, linestyle=style, marker="o", markersize=3.5, label=line.name)
     elif line.smooth and len(points) >= 20:
-        axes.plot(xs, ys, color=colour, alpha=0.28, linewidth=1)
+        axes.plot(xs, ys, color=color, alpha=0.28, linewidth=1)
         mean = moving_mean(points, max(3, len(points) // 20))
-        axes.plot([x for x, _ in mean], [y for _, y in mean], color=colour, linestyle=style, label=line.name)
+        axes.plot([x for x, _ in mean], [y for _, y in mean], color=color, linestyle=style, label=line.name)
     else:
-        axes.plot(xs, ys, color=colour, linestyle=style, label=line.name)
+        axes.plot(xs, ys, color=color, linestyle=style, label=line.name)
 
 
 def _figure() -> tuple[Any, Any]:
@@ -191,7 +191,7 @@ def _svg(figure: Figure, title: str) -> Markup:
     body = re.sub(r" font-family: [^;\"]*;", "", body)
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"\n\s*", "\n", body)
-    for name, placeholder in _COLOURS.items():
+    for name, placeholder in _COLORS.items():
         body = body.replace(placeholder, f"var(--{name})")
     width, height = (72 * inches for inches in _SIZE_INCHES)
     start = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}">'

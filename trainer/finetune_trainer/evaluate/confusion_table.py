@@ -1,4 +1,4 @@
-"""The confusion matrix as a table of coloured cells. Pure."""
+"""The confusion matrix as a table of colored cells. Pure."""
 
 from dataclasses import dataclass
 

@@ -87,7 +87,7 @@ def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFo
 
 def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list[str]:
     """Limitations of the metrics, as plain text with one sentence each."""
-    found = ["The limitations and licences of the base model and of the training data also apply to this model."]
+    found = ["The limitations and licenses of the base model and of the training data also apply to this model."]
     test = config.spec.data.test
     if record.tuned is None:
         found.append("Nothing was measured on held-out data: there was no test split.")

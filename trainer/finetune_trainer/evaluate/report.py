@@ -19,7 +19,7 @@ from ..methods import METHODS
 from ..tasks import TASKS
 from ..tasks.metrics import FEW_EXAMPLES
 from . import compare, formatting
-from .charts import LINE_COLOURS, Series, histogram, line_chart
+from .charts import LINE_COLORS, Series, histogram, line_chart
 from .configuration import spec_document, yaml_text
 from .confusion_table import confusion_table
 from .data_section import DataSection
@@ -173,7 +173,7 @@ def _curves(training: TrainingLog, marks: Sequence[tuple[float, str]]) -> list[t
         ),
         (
             "Validation metrics",
-            [_validation(training, metric, colour) for metric, colour in zip(shares, cycle(LINE_COLOURS))],
+            [_validation(training, metric, color) for metric, color in zip(shares, cycle(LINE_COLORS))],
             True,
         ),
         *(
@@ -216,8 +216,8 @@ def _rate_sentence(rate: ChosenRate | None) -> str:
     return f"{rate.sentence[0].upper()}{rate.sentence[1:]}."
 
 
-def _validation(training: TrainingLog, metric: Metric, colour: str = "blue") -> Series:
-    return Series(METRIC_SUPPORT[metric].name, _finite(training.curve(f"eval_{metric.key}")), colour, dots=True)
+def _validation(training: TrainingLog, metric: Metric, color: str = "blue") -> Series:
+    return Series(METRIC_SUPPORT[metric].name, _finite(training.curve(f"eval_{metric.key}")), color, dots=True)
 
 
 def _finite(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

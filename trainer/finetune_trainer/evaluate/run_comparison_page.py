@@ -15,7 +15,7 @@ from .charts import Series, line_chart
 from .pages import page_environment
 from .run_comparison import RunComparison, RunSummary, curve_title
 
-_COLOURS = ("blue", "orange", "green", "red")
+_COLORS = ("blue", "orange", "green", "red")
 _SHARES = frozenset(f"eval_{metric.key}" for metric in Metric if METRIC_SUPPORT[metric].is_share)
 
 
@@ -34,15 +34,15 @@ def render_comparison(comparison: RunComparison) -> str:
 
 
 def _chart(name: str, runs: Sequence[RunSummary]) -> Markup:
-    """One line for each run that has the curve: four colours, then dashed in the same colours."""
+    """One line for each run that has the curve: four colors, then dashed in the same colors."""
     series = [
         Series(
             run.label,
             run.curves[name],
-            _COLOURS[index % len(_COLOURS)],
+            _COLORS[index % len(_COLORS)],
             dots=name.startswith("eval_"),
             smooth=name in {"loss", "grad_norm"},
-            dashed=index >= len(_COLOURS),
+            dashed=index >= len(_COLORS),
         )
         for index, run in enumerate(runs)
         if name in run.curves

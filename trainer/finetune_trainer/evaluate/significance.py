@@ -54,7 +54,7 @@ def mcnemar_exact(baseline_right: npt.NDArray[np.bool_], tuned_right: npt.NDArra
     """McNemar's exact test on which examples each classifier predicted correctly; arrays of shape (examples,).
 
     Only the examples that exactly one classifier predicted correctly count; if both are equally good, each of them
-    favours either classifier with probability 1/2. Two-sided binomial test. Source: Q. McNemar, Psychometrika 12
+    favors either classifier with probability 1/2. Two-sided binomial test. Source: Q. McNemar, Psychometrika 12
     (1947), 153-157.
     """
     better = int(np.count_nonzero(tuned_right & ~baseline_right))

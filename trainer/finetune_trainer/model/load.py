@@ -70,7 +70,7 @@ def load_model(
     model._weight_conversions = [kept for kept in model._weight_conversions if kept.was_used()]
     if quantization is not None:
         (complete_loading if is_packed else round_matrices)(model, quantization, plan.matrices)
-    _initialise(model, plan.new, seed=seed)
+    _initialize(model, plan.new, seed=seed)
     if plan.labels.order:
         _reorder(model, plan.label_axes, plan.labels.order)
     # An adapter must contain them.
@@ -79,7 +79,7 @@ def load_model(
     return loaded
 
 
-def _initialise(model: PreTrainedModel, names: Iterable[str], *, seed: int) -> None:
+def _initialize(model: PreTrainedModel, names: Iterable[str], *, seed: int) -> None:
     """Initialize the named parameters: matrices normal with the model's standard deviation, biases 0, scales 1.
 
     Uses one generator in the order of the names. Under ZeRO-3, rank 0 generates the values and broadcasts them.

@@ -129,7 +129,7 @@ class Forms:
         """A tokenizer with tokens for these forms (with their pieces), the id of each, and the forms that do not work:
         the token is not used, or it changes the tokens around it."""
         tokenizer = _plain_tokenizer(self._folder, self._uri)
-        # Tokenizers that remove the spaces also normalise, for example to lower case, before they divide a text.
+        # Tokenizers that remove the spaces also normalize, for example to lower case, before they divide a text.
         normalized = not self.has_spaces
         tokenizer.add_tokens(
             [

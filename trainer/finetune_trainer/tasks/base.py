@@ -146,7 +146,7 @@ class TrainingTask(ABC):
     has_token_logits: ClassVar[bool]
     """Whether the head gives logits over the vocabulary for every token, which take memory."""
     has_one_target_per_row: ClassVar[bool]
-    """The loss is normalised by rows, whose number is known without communication; otherwise by targets."""
+    """The loss is normalized by rows, whose number is known without communication; otherwise by targets."""
     scores_are_answers: ClassVar[bool]
     """Whether `Measured.scores` are right and wrong answers; otherwise they are losses."""
     labelled: ClassVar[str] = "example"

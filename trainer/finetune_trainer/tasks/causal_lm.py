@@ -45,7 +45,7 @@ class CausalLM(TokenTask):
     pipeline_tag = "text-generation"
     needs_decoder = True
     may_draw_head = False
-    no_head_advice = "use a base model with a language-modelling head, or set spec.model.task to SequenceClassification"
+    no_head_advice = "use a base model with a language-modeling head, or set spec.model.task to SequenceClassification"
     needs_pad_token = False
     has_token_logits = True
     scores_are_answers = False

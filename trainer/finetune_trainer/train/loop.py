@@ -70,7 +70,7 @@ class Parts:
 
     @property
     def task(self) -> TrainingTask:
-        """Loss and its normalisation."""
+        """Loss and its normalization."""
         return TASKS[self.config.prepared.task]
 
 

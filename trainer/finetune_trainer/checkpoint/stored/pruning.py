@@ -69,15 +69,15 @@ class Pruning:
         self._is_finished = True
 
     def _round(self) -> Iterator[None]:
-        catalogue = self._storage.catalogue
+        catalog = self._storage.catalog
         yield
-        listing = catalogue.listing()
+        listing = catalog.listing()
         manifests = yield from self._manifests(listing.names)
         if listing.others:
-            self._blocked_by = f"{catalogue.uri_of(listing.others[0]).removesuffix('.json')} is not a manifest"
+            self._blocked_by = f"{catalog.uri_of(listing.others[0]).removesuffix('.json')} is not a manifest"
         stays = kept(manifests, self._keep)
         names = [manifest.name for manifest in reversed(manifests) if manifest not in stays]
-        yield from self._in_batches(names, catalogue.remove, self._names.extend)
+        yield from self._in_batches(names, catalog.remove, self._names.extend)
         if self._blocked_by or self._may_be_saving():
             return
         named = yield from self._named(stays)
@@ -95,7 +95,7 @@ class Pruning:
         for name in names:
             yield
             try:
-                found.append(self._storage.catalogue.read(name))
+                found.append(self._storage.catalog.read(name))
             except CorruptCheckpointError as error:
                 self._blocked_by = str(error)
         return found

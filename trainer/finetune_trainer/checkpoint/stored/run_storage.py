@@ -9,7 +9,7 @@ from finetune_api.run_layout import RunLayout
 from ...store import ObjectStore
 from ..format.compatibility import Lineage
 from .blobs import Blobs
-from .catalogue import Catalogue
+from .catalog import Catalog
 from .claims import Claims
 from .loading import References
 from .node_local_cache import NodeLocalCache
@@ -25,7 +25,7 @@ class RunStorage:
 
     claims: Claims
     blobs: Blobs
-    catalogue: Catalogue
+    catalog: Catalog
     node_cache: NodeLocalCache
     references: References
 
@@ -67,7 +67,7 @@ class RunStorage:
             uri=run_uri,
             claims=Claims(store, layout.claims, attempt=attempt, generation=generation),
             blobs=blobs,
-            catalogue=Catalogue(store, blobs, layout.manifests, lineage=lineage),
+            catalog=Catalog(store, blobs, layout.manifests, lineage=lineage),
             node_cache=node_cache,
             references=References(blobs),
         )

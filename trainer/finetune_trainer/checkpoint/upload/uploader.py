@@ -146,9 +146,9 @@ def commit(storage: RunStorage, order: CommitOrder) -> None:
     """
     manifest = order.manifest
     storage.claims.check()
-    if not storage.catalogue.add(manifest, has_conditions=order.has_conditions):
+    if not storage.catalog.add(manifest, has_conditions=order.has_conditions):
         raise FencedError(
-            f"{storage.catalogue.uri_of(manifest.name)} already exists: another process writes as attempt "
+            f"{storage.catalog.uri_of(manifest.name)} already exists: another process writes as attempt "
             f"{manifest.attempt}"
         )
 

@@ -1,6 +1,6 @@
 """`spec.data.cleaning.exactDuplicates`: trains on each text once, and on no text of a held-out file.
 
-Texts are the same if they are equal after Unicode normalisation (NFC), collapsing white space to single spaces and
+Texts are the same if they are equal after Unicode normalization (NFC), collapsing white space to single spaces and
 stripping it at the ends. Labels are not compared.
 """
 
@@ -32,7 +32,7 @@ def parameters(spec: Spec) -> Parameters | None:
 
 
 def key(_: Parameters, example: Example) -> str:
-    """The normalised texts of the record, one per line (line ends within a text were replaced by spaces)."""
+    """The normalized texts of the record, one per line (line ends within a text were replaced by spaces)."""
     return "\n".join(" ".join(unicodedata.normalize("NFC", text).split()) for text in example.content)
 
 

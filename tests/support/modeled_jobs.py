@@ -25,7 +25,7 @@ class Snapshot:
 
 
 @dataclass
-class ModelledJob:
+class ModeledJob:
     """One job name, under which objects are created and deleted, and everything observed about them."""
 
     name: str

@@ -24,7 +24,7 @@ class Listing:
     """Latest modification time, from the clock of storage."""
 
 
-class Catalogue:
+class Catalog:
     """The manifests under `runs/<run>/checkpoints/manifests`. Used on rank 0 only."""
 
     def __init__(self, store: ObjectStore, blobs: Blobs, uri: str, *, lineage: Lineage | None) -> None:
