@@ -4,8 +4,6 @@ import io
 import threading
 import time
 
-import pytest
-
 from finetune_trainer.checkpoint.upload.uploader import Pace
 from finetune_trainer.store.paced import PacedBody
 
@@ -21,17 +19,20 @@ def test_bytes_are_spread_over_the_duration() -> None:
     pace = Pace(1000, 0.4)
     taken = seconds_of(pace, [100] * 10)
     assert taken >= 0.35, "the last piece starts nine tenths later"
-    assert pace.waited_seconds == pytest.approx(taken, abs=0.2)
+    assert 0 < pace.waited_seconds <= taken
 
 
 def test_nothing_waits_without_a_duration() -> None:
-    assert seconds_of(Pace(1000, 0.0), [1000] * 100) < 0.1
+    pace = Pace(1000, 0.0)
+    seconds_of(pace, [1000] * 100)
+    assert pace.waited_seconds == 0
 
 
 def test_lost_time_is_made_up_for() -> None:
     pace = Pace(1000, 0.2)
     time.sleep(0.25)
-    assert seconds_of(pace, [100] * 10) < 0.1
+    seconds_of(pace, [100] * 10)
+    assert pace.waited_seconds == 0
 
 
 def test_an_expedited_upload_no_longer_waits() -> None:
