@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DiffLlamaConfig, GPT2Config, LlamaConfig
 
-import tiny_models
 from finetune_api.v1alpha1 import Dtype, Freeze, FullFineTune, Pruning, PruningAlgorithm, Task
 from finetune_trainer.errors import BadConfigError, TrainerError
 from finetune_trainer.methods import METHODS
@@ -27,16 +26,6 @@ FULL = METHODS["full"]
 DECODERS, ENCODERS = ("llama", "gpt2", "gpt_neox", "qwen2", "gemma"), ("bert", "distilbert", "roberta")
 ROWS = torch.arange(24).view(3, 8)
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made = tmp_path_factory.mktemp("models")
-
-    def model_folder(family: str) -> Path:
-        return made / family if (made / family).exists() else tiny_models.save_tiny(family, made / family)
-
-    return model_folder
 
 
 def task_of(family: str) -> Task:
@@ -60,15 +49,15 @@ def masks_of(model: Any, algorithm: str, sparsity: float) -> Masks:
 @pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
 @pytest.mark.parametrize("algorithm", ["Magnitude", "Wanda"])
 def test_the_note_of_the_prepare_stage_counts_the_zeros_of_every_architecture(
-    folder: Callable[[str], Path], family: str, algorithm: str
+    tiny_model: Callable[[str], Path], family: str, algorithm: str
 ) -> None:
-    model = loaded(folder(family), family)
+    model = loaded(tiny_model(family), family)
     masks = masks_of(model, algorithm, 0.3)
     zeros, weights = (
         sum(int(value) for value in values)
         for values in zip(*((mask.sum(), mask.numel()) for mask in masks.values()), strict=True)
     )
-    note = FULL.note(folder(family), FullFineTune(pruning=block(algorithm, sparsity=0.3)), TASKS[task_of(family)])
+    note = FULL.note(tiny_model(family), FullFineTune(pruning=block(algorithm, sparsity=0.3)), TASKS[task_of(family)])
     assert f"{zeros:,} of {weights:,} weights in {len(masks)} matrices" in note
     assert abs(zeros / weights - 0.3) < 0.02
     assert not [name for name in masks if any(part in name for part in ("embed", "head", "classifier", "norm", "wte"))]
@@ -82,10 +71,10 @@ def test_the_smallest_of_equal_values_are_the_first() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_wanda_compares_weights_times_the_norms_of_their_inputs_within_each_output(
-    folder: Callable[[str], Path], family: str
+    tiny_model: Callable[[str], Path], family: str
 ) -> None:
     """Written down once more, with the inputs of all tokens at once. GPT-2 stores its matrices transposed."""
-    model = loaded(folder(family), family)
+    model = loaded(tiny_model(family), family)
     inputs: dict[str, np.ndarray[Any, Any]] = {}
     for name, matrix in layer_matrices(model).items():
         matrix.module.register_forward_pre_hook(
@@ -99,8 +88,8 @@ def test_wanda_compares_weights_times_the_norms_of_their_inputs_within_each_outp
         assert np.array_equal(matrix.oriented(masks[name]).numpy(), wanted), name
 
 
-def test_masked_values_stay_zero_in_a_training_and_others_are_checked(folder: Callable[[str], Path]) -> None:
-    model = loaded(folder("llama"), "llama")
+def test_masked_values_stay_zero_in_a_training_and_others_are_checked(tiny_model: Callable[[str], Path]) -> None:
+    model = loaded(tiny_model("llama"), "llama")
     masks = masks_of(model, "Magnitude", 0.5)
     set_zeros(model, masks)
     model.requires_grad_(False)
@@ -123,10 +112,10 @@ def test_masked_values_stay_zero_in_a_training_and_others_are_checked(folder: Ca
 
 @pytest.mark.parametrize("family", [*DECODERS, *ENCODERS])
 def test_a_model_without_a_layer_is_the_one_that_its_config_describes(
-    folder: Callable[[str], Path], family: str, tmp_path: Path
+    tiny_model: Callable[[str], Path], family: str, tmp_path: Path
 ) -> None:
     """The first of two layers is dropped, so the weights of the second one are those of layer 0."""
-    model, task = loaded(folder(family), family), TASKS[task_of(family)]
+    model, task = loaded(tiny_model(family), family), TASKS[task_of(family)]
     before = dict(model.named_parameters())
     tuned = FULL.apply(model, FullFineTune(pruning=block("DropLayers", layers=1)), task, seed=1)
     model.save_pretrained(tmp_path)
@@ -140,8 +129,8 @@ def test_a_model_without_a_layer_is_the_one_that_its_config_describes(
     assert all(torch.equal(value, kept[name]) for name, value in again.named_parameters())
 
 
-def test_a_decoder_without_a_layer_generates_with_its_cache(folder: Callable[[str], Path], tmp_path: Path) -> None:
-    model = loaded(folder("qwen2"), "qwen2")
+def test_a_decoder_without_a_layer_generates_with_its_cache(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = loaded(tiny_model("qwen2"), "qwen2")
     FULL.apply(model, FullFineTune(pruning=block("DropLayers", layers=1)), TASKS[Task.CAUSAL_LM], seed=1)
     model.save_pretrained(tmp_path)
     assert len(model.config.layer_types) == 1
@@ -153,16 +142,16 @@ def test_a_decoder_without_a_layer_generates_with_its_cache(folder: Callable[[st
     assert torch.equal(answers[0], answers[2])
 
 
-def test_freezing_and_learning_rates_count_the_layers_that_are_left(folder: Callable[[str], Path]) -> None:
-    model, task = loaded(folder("bert"), "bert"), TASKS[Task.SEQUENCE_CLASSIFICATION]
+def test_freezing_and_learning_rates_count_the_layers_that_are_left(tiny_model: Callable[[str], Path]) -> None:
+    model, task = loaded(tiny_model("bert"), "bert"), TASKS[Task.SEQUENCE_CLASSIFICATION]
     settings = FullFineTune(pruning=block("DropLayers", layers=1), freeze=Freeze(first_layers=1))
     tuned = FULL.apply(model, settings, task, seed=1)
     frozen = [value.numel() for value in tuned.parameters() if not value.requires_grad]
-    assert FULL.frozen_parameters(folder("bert"), settings, task) == sum(frozen) > 0
+    assert FULL.frozen_parameters(tiny_model("bert"), settings, task) == sum(frozen) > 0
     assert {depth for name, depth in layer_depths(model).items() if ".layer." in name} == {1}
     too_many = settings.model_copy(update={"freeze": Freeze(first_layers=2)})
     with pytest.raises(BadConfigError, match=r"freeze\.firstLayers must be at most 1"):
-        FULL.frozen_parameters(folder("bert"), too_many, task)
+        FULL.frozen_parameters(tiny_model("bert"), too_many, task)
 
 
 def mixed_experts(base: Path) -> Path:
@@ -188,9 +177,9 @@ REFUSED: list[tuple[str, Pruning, str, str]] = [
 
 @pytest.mark.parametrize(("family", "pruning", "message", "advice"), REFUSED)
 def test_a_block_that_does_not_fit_is_refused_in_the_prepare_stage(
-    folder: Callable[[str], Path], tmp_path: Path, family: str, pruning: Pruning, message: str, advice: str
+    tiny_model: Callable[[str], Path], tmp_path: Path, family: str, pruning: Pruning, message: str, advice: str
 ) -> None:
-    base = mixed_experts(tmp_path) if family == "experts" else folder(family)
+    base = mixed_experts(tmp_path) if family == "experts" else tiny_model(family)
     task = TASKS[Task.CAUSAL_LM if family in (*DECODERS, "experts") else Task.SEQUENCE_CLASSIFICATION]
     with pytest.raises(BadConfigError, match=rf"^spec\.method\.full\.pruning{message}") as caught:
         FULL.note(base, FullFineTune(pruning=pruning), task)

@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import tiny_models
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Quantization, Task
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
@@ -51,9 +51,9 @@ def loaded(base: Path, task: Task, how: BaseQuantization | None, *, seed: int = 
 @pytest.mark.parametrize("kind", Quantization)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_matrices_of_the_body_are_quantized_and_nothing_else(
-    family: str, kind: Quantization, tmp_path: Path
+    family: str, kind: Quantization, tiny_model: Callable[[str], Path]
 ) -> None:
-    base, task = tiny_models.save_tiny(family, tmp_path), FAMILIES[family]
+    base, task = tiny_model(family), FAMILIES[family]
     plan = plan_weights(base, "base", task, labels_of(task))
     model, plain = loaded(base, task, BaseQuantization(kind)), loaded(base, task, None)
     whole = dict(plain.named_parameters())
@@ -79,9 +79,9 @@ def test_the_matrices_of_the_body_are_quantized_and_nothing_else(
 @pytest.mark.parametrize("kind", Quantization)
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_a_quantized_model_computes_what_the_layers_with_its_values_compute(
-    family: str, kind: Quantization, dtype: Dtype, tmp_path: Path
+    family: str, kind: Quantization, dtype: Dtype, tiny_model: Callable[[str], Path]
 ) -> None:
-    base, task = tiny_models.save_tiny(family, tmp_path), FAMILIES[family]
+    base, task = tiny_model(family), FAMILIES[family]
     model = loaded(base, task, BaseQuantization(kind), dtype=dtype)
     rounded = loaded(base, task, BaseQuantization(kind, keeps_type=True), dtype=dtype)
     in_eval = logits(model)
@@ -97,8 +97,8 @@ def test_a_quantized_model_computes_what_the_layers_with_its_values_compute(
 
 
 @pytest.mark.parametrize("kind", Quantization)
-def test_two_loads_give_the_same_bits(kind: Quantization, tmp_path: Path) -> None:
-    base = tiny_models.save_tiny("llama-tied", tmp_path)
+def test_two_loads_give_the_same_bits(kind: Quantization, tiny_model: Callable[[str], Path]) -> None:
+    base = tiny_model("llama-tied")
     first, second = (loaded(base, Task.CAUSAL_LM, BaseQuantization(kind)).state_dict() for _ in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
@@ -108,8 +108,10 @@ def test_two_loads_give_the_same_bits(kind: Quantization, tmp_path: Path) -> Non
     ("case", "kind"),
     [*((case, Quantization.NF4) for case in ADAPTERS), ("lora", Quantization.INT8), ("lora-DoRA", Quantization.INT8)],
 )
-def test_gradients_are_those_of_the_layers_with_the_same_values(case: str, kind: Quantization, tmp_path: Path) -> None:
-    base, (name,) = tiny_models.save_tiny("llama-tied", tmp_path), METHOD_CASES[case]
+def test_gradients_are_those_of_the_layers_with_the_same_values(
+    case: str, kind: Quantization, tiny_model: Callable[[str], Path]
+) -> None:
+    base, (name,) = tiny_model("llama-tied"), METHOD_CASES[case]
     config = train_config(model={"uri": f"file://{base}"}, method=METHOD_CASES[case], **needed_with(name))
     block, task = config.spec.method.block, TASKS[Task.CAUSAL_LM]
     gradients = []
@@ -138,9 +140,9 @@ def test_gradients_are_those_of_the_layers_with_the_same_values(case: str, kind:
     ],
 )
 def test_merged_model_and_adapter_are_the_trained_model(
-    family: str, case: str, kind: Quantization, tmp_path: Path
+    family: str, case: str, kind: Quantization, tiny_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    base, task = tiny_models.save_tiny(family, tmp_path / "base"), FAMILIES[family]
+    base, task = tiny_model(family), FAMILIES[family]
     (name,) = METHOD_CASES[case]
     config = train_config(
         model={"uri": f"file://{base}", "quantization": kind},
@@ -169,8 +171,8 @@ def test_merged_model_and_adapter_are_the_trained_model(
         torch.testing.assert_close(logits(reload_model(tmp_path / "Merged", "model", prepared)), trained)
 
 
-def test_bitsandbytes_is_imported_for_a_quantized_model_alone(tmp_path: Path) -> None:
-    base = tiny_models.save_tiny("llama-tied", tmp_path)
+def test_bitsandbytes_is_imported_for_a_quantized_model_alone(tiny_model: Callable[[str], Path]) -> None:
+    base = tiny_model("llama-tied")
     program = f"""
 import json
 import sys

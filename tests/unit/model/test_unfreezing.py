@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import tiny_models
 from finetune_api.v1alpha1 import Dtype, Freeze, FullFineTune, GradualUnfreezing, Task
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
@@ -17,16 +16,6 @@ from finetune_trainer.tasks import TASKS
 
 FULL = METHODS["full"]
 ENCODERS = ("bert", "distilbert", "roberta", "albert")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made = tmp_path_factory.mktemp("models")
-
-    def model_folder(family: str) -> Path:
-        return made / family if (made / family).exists() else tiny_models.save_tiny(family, made / family)
-
-    return model_folder
 
 
 def block_of(freeze: dict[str, Any] | None = None, **unfreezing: Any) -> FullFineTune:
@@ -73,16 +62,16 @@ PHASES: list[tuple[dict[str, Any], dict[str, int]]] = [
 @pytest.mark.parametrize(("settings", "expected"), PHASES)
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "bert", "distilbert"])
 def test_layers_are_added_from_the_last_to_the_first(
-    folder: Callable[[str], Path], family: str, settings: dict[str, Any], expected: dict[str, int]
+    tiny_model: Callable[[str], Path], family: str, settings: dict[str, Any], expected: dict[str, int]
 ) -> None:
-    found = phases_of(folder(family), family, block_of(**settings))
+    found = phases_of(tiny_model(family), family, block_of(**settings))
     assert {(part_of(name), phase) for name, phase in found.items()} == set(expected.items())
 
 
 def test_an_output_matrix_that_is_tied_to_the_embeddings_is_trained_in_the_last_phase(
-    folder: Callable[[str], Path],
+    tiny_model: Callable[[str], Path],
 ) -> None:
-    found = phases_of(folder("llama-tied"), "llama-tied", block_of())
+    found = phases_of(tiny_model("llama-tied"), "llama-tied", block_of())
     assert {name for name, phase in found.items() if phase == 0} == {"model.norm.weight"}
     assert found["model.embed_tokens.weight"] == 2
 
@@ -98,10 +87,10 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("family", "settings", "message", "advice"), REFUSED)
 def test_a_block_that_does_not_fit_is_refused_in_the_prepare_stage(
-    folder: Callable[[str], Path], family: str, settings: dict[str, Any], message: str, advice: str
+    tiny_model: Callable[[str], Path], family: str, settings: dict[str, Any], message: str, advice: str
 ) -> None:
     with pytest.raises(BadConfigError) as caught:
-        FULL.frozen_parameters(folder(family), block_of(**settings), TASKS[task_of(family)])
+        FULL.frozen_parameters(tiny_model(family), block_of(**settings), TASKS[task_of(family)])
     assert f"spec.method.full.gradualUnfreezing{message}" in str(caught.value)
     assert advice in caught.value.advice
 
