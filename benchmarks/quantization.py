@@ -1,11 +1,13 @@
 """LoRA on SmolLM2-135M with and without quantization: loss, bytes of the base model, and time of a step on the CPU.
 
-Run: python benchmarks/quantization.py MODEL_FOLDER [STEPS]
+    python benchmarks/quantization.py --model FOLDER [--steps 30]
+
+`FOLDER` has SmolLM2-135M-Instruct in Hugging Face layout. Prints a table and, as the last line, a JSON object.
 """
 
+import argparse
 import json
 import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,4 +97,8 @@ def main(folder: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 30)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", type=Path, required=True, help="folder of the base model")
+    parser.add_argument("--steps", type=int, default=30)
+    options = parser.parse_args()
+    main(options.model, options.steps)

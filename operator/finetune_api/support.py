@@ -51,8 +51,7 @@ DTYPE_STAGES: dict[Dtype, tuple[int, ...]] = {
 """ZeRO stages that support each type. A lower stage in the spec is not a violation; it is raised."""
 
 QUANTIZATION_STAGES: dict[Quantization, tuple[int, ...]] = {
-    # Stage 3 partitions parameters and gathers them as floating-point values. A part of a quantized matrix has no
-    # scales of its own.
+    # Stage 3 gathers partitioned parameters as floating-point values. PEFT has a way around it, which is not supported.
     Quantization.NF4: (0, 1, 2),
     Quantization.INT8: (0, 1, 2),
 }
@@ -316,7 +315,7 @@ class Support:
                 **fields,
             )
 
-        reason = f"with quantization {quantization}, because quantized weights cannot be partitioned"
+        reason = f"with quantization {quantization}"
         if refused := _others(ZERO_STAGES, stages):
             yield restriction(
                 "deepspeed.zeroStage",

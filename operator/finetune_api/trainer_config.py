@@ -130,7 +130,7 @@ class Prepared(Exchanged):
     trained_parameters: int = 0
     """Parameters that the method trains, as estimated before the model is loaded. 0: written by an older trainer."""
     quantized_parameters: int = 0
-    """Those of them that `spec.model.quantization` quantizes."""
+    """Parameters of the base model that `spec.model.quantization` quantizes."""
     quantized_bytes: int = 0
     """Size of the weights of the quantized base model, including those that are not quantized."""
     test_tokens: int | None = None

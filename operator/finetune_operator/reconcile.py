@@ -1,7 +1,7 @@
 """Reconcile a FineTuneJob: observe it, make a plan, execute the plan.
 
-It is idempotent: repeating it without changes in the cluster writes nothing. All rules are in `policy`; this module
-only performs the requests.
+It is idempotent: repeating it without changes in the cluster writes nothing. The rules are in `policy`; which objects
+have to be read, and when the job policy applies, is decided here.
 """
 
 from dataclasses import dataclass, replace

@@ -18,7 +18,7 @@ MAX_STEPS = 64
 MAX_PASSES = 4
 """Passes of a test over the training split. Later ones measure how well the model remembers its rows."""
 MIN_STEPS = 16
-"""With fewer steps, neighbouring rates are so far apart that the steepest one is chance."""
+"""With fewer steps, neighboring rates are so far apart that the steepest one is chance."""
 
 _LOWER, _HIGHER = 1 / 20, 500
 """Bounds of the tested rates, as multiples of the default rate of the method."""

@@ -26,9 +26,9 @@ def rows(config: TrainerConfig, found: "Forecast") -> list[tuple[str, str]]:
     unit = "packs" if prepared.packs is not None else "examples"
     kind = "GPU" if world.gpus else "process"
     memory = f"{size(prepared.memory_estimate_bytes)} for each {kind}, ZeRO stage {prepared.zero_stage}"
-    workers = f"{world.nodes} with 1 {kind} each"
+    workers = f"{world.nodes}, with 1 {kind} each"
     if world.processes_per_node > 1:
-        workers = f"{world.nodes} with {world.processes_per_node} GPUs each"
+        workers = f"{world.nodes}, with {world.processes_per_node} GPUs each"
     return [
         ("model", f"{spec.model.uri}, {prepared.parameters:,} parameters"),
         ("method", f"{spec.method.name}, {prepared.trained_parameters:,} trainable parameters"),

@@ -20,13 +20,13 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_lengt
 _NORM = re.compile(r"norm\d*\.|(^|\.)ln_\w+\.")
 """Names of tensors of normalization layers, in lower case."""
 _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
-_QUANTISED_SUFFIX = re.compile(
+_QUANTIZED_SUFFIX = re.compile(
     r"([-_.](unsloth|bnb|gptq|awq|fp8|nf4|mxfp4|nvfp4|int[48]|[48]-?bits?|w\d+a\d+|g\d+|quantized|dynamic|hqq|aqlm|exl[23]))+$",
     re.IGNORECASE,
 )
 _PACKED = (".qweight", ".qzeros")
 """Suffixes of GPTQ and AWQ tensors. Older tools write them without an entry in config.json."""
-_QUANTISED_SETTINGS = ("quantize_config.json", "quant_config.json")
+_QUANTIZED_SETTINGS = ("quantize_config.json", "quant_config.json")
 """Files that these tools write. They are ignored if the folder also has plain weights."""
 _NOT_ADAPTED = ("embed", "lm_head", "classifier", "score", "wte", "wpe", "predictions")
 
@@ -66,7 +66,8 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
     """
     config = _config(folder, uri)
     _reject_quantized(config, uri)
-    shapes = tensor_shapes(folder, uri)
+    # Integer tensors are buffers, such as the position ids of BERT.
+    shapes = {name: shape for name, (shape, dtype) in _tensors(folder, uri).items() if dtype in _PLAIN_TYPES}
     if not any(matches(path.name, VOCABULARY_FILES) for path in folder.iterdir()):
         raise ModelUnusableError(
             f"{uri} has no tokenizer: no tokenizer.json (or vocab.txt, vocab.json, *.model)",
@@ -133,7 +134,7 @@ def _method(settings: Any) -> str:
 
 
 def _quantized_error(uri: str, finding: str) -> ModelUnusableError:
-    plain = _QUANTISED_SUFFIX.sub("", uri.rstrip("/"))
+    plain = _QUANTIZED_SUFFIX.sub("", uri.rstrip("/"))
     guess = f" (possibly {plain})" if plain != uri.rstrip("/") else ""
     return ModelUnusableError(
         f"{uri} is quantized, and quantized weights cannot be trained: {finding}",
@@ -172,15 +173,20 @@ def _config(folder: Path, uri: str) -> dict[str, Any]:
 
 def tensor_shapes(folder: Path, uri: str) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor from the headers of the weight files. Raises ModelUnusableError if quantized."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {name: shape for name, (shape, _) in _tensors(folder, uri).items()}
+
+
+def _tensors(folder: Path, uri: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and stored type of every tensor."""
+    tensors: dict[str, tuple[tuple[int, ...], str]] = {}
     for path in _weight_files(folder, uri):
         for name, shape, dtype in _header(path, uri):
             if name.endswith(_PACKED):
                 raise _quantized_error(uri, f"{name} in {path.name} is a packed weight")
             if dtype not in _PLAIN_TYPES and name.endswith(".weight"):
                 raise _quantized_error(uri, f"{name} in {path.name} is stored as {dtype}")
-            shapes[name] = shape
-    return shapes
+            tensors[name] = shape, dtype
+    return tensors
 
 
 def _header(path: Path, uri: str) -> list[tuple[str, tuple[int, ...], str]]:
@@ -213,7 +219,7 @@ def _weight_files(folder: Path, uri: str) -> list[Path]:
         return [folder / name for name in names]
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
-    for name in _QUANTISED_SETTINGS:
+    for name in _QUANTIZED_SETTINGS:
         if (folder / name).exists():
             raise _quantized_error(uri, f"it has {name} and no model.safetensors")
     others = sorted(path.name for path in folder.iterdir() if matches(path.name, PICKLED_WEIGHTS))
