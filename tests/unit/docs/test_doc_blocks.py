@@ -194,9 +194,7 @@ def test_every_program_is_checked_by_a_test() -> None:
 def test_files_of_commands_exist(command: Command) -> None:
     named = command.values_of(*FILE_OPTIONS)
     named += [word for word in command.words if word.startswith(("charts/", "manifests/", "docs/"))]
-    folders = [ROOT, ROOT / "manifests/gitops"] if command.block.page.name == "gitops.md" else [ROOT]
-    missing = [name for name in named if not any((folder / name).exists() for folder in folders)]
-    assert set(missing) <= PLACEHOLDER_FILES
+    assert {name for name in named if not (ROOT / name).exists()} <= PLACEHOLDER_FILES
 
 
 @pytest.mark.parametrize("command", [one for one in commands("kubectl") if "patch" in one.words], ids=str)
