@@ -77,7 +77,7 @@ test-chart: $(VENV)/.ready-test ## Run the tests of the Helm chart, which need w
 	$(PYTEST) tests/chart tests/kubernetes/test_chart_life_cycle.py $(ARGS)
 
 .PHONY: cluster-tools
-cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs: Debian packages, builds of Kubernetes and helm (14 minutes, once)
+cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs: Debian packages, builds of Kubernetes and helm (9 minutes, once)
 	@PYTHONPATH=tests/support $(BIN)/python -m testcluster.tools
 
 .PHONY: lint

@@ -92,7 +92,7 @@ class SimulatedKubelet:
                 if loop.time() >= leased + _LEASE_SECONDS:
                     leased = loop.time()
                     await self._lease()
-                pods = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/pods")
+                pods = await self.server.request("GET", f"/api/v1/namespaces/{self.namespace}/pods?resourceVersion=0")
                 await asyncio.gather(*(self._sync(pod) for pod in pods["items"]))
             await asyncio.sleep(_LOOK_SECONDS)
 

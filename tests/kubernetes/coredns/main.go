@@ -1,6 +1,4 @@
 // Program coredns resolves the names of the test cluster: CoreDNS with only the plugins that this takes.
-//
-// A module of its own: it asks for other versions of what Kubernetes' programs share.
 package main
 
 import (

@@ -1,7 +1,5 @@
 // Program health prints what GitOps tools say about the health of objects: kstatus, Flux with healthCheckExprs, and Argo CD with
 // a health check in Lua. It reads one JSON object per line and prints one line for each.
-//
-// A module of its own, because it needs other versions of the libraries that it shares with Kubernetes.
 package main
 
 import (

@@ -1,7 +1,5 @@
 // Program registry serves an OCI registry in memory on a free port of 127.0.0.1, and prints its address. Its content ends with
 // the process.
-//
-// A module of its own, because helm's has other versions of the libraries that they share.
 package main
 
 import (

@@ -1,7 +1,8 @@
 """The programs of the test cluster, built once from source into a folder in the user's cache.
 
 No registry with them is available, and distributions do not have this version. Go builds them from modules that
-`tests/kubernetes/*/go.sum` pins. A build is cached under a hash of all its inputs.
+`tests/kubernetes/go.sum` pins. They are one Go module, so that a library has one version and is compiled once for all
+of them. A build is cached under a hash of all its inputs.
 """
 
 import fcntl
@@ -18,8 +19,8 @@ from pathlib import Path
 
 from .missing import MissingError
 
-MODULES = Path(__file__).parents[2] / "kubernetes"
-KUBERNETES_VERSION = "v1.37.2"  # as in cluster/go.mod
+MODULE = Path(__file__).parents[2] / "kubernetes"
+KUBERNETES_VERSION = "v1.37.2"  # as in go.mod
 
 Say = Callable[[str], None]
 """Reports progress to the user. Not `print`, whose output pytest would keep until the end."""
@@ -34,52 +35,52 @@ def version_flags(version: str) -> str:
 
 
 @dataclass(frozen=True)
-class Module:
-    """A local Go module and the programs that are built from it."""
+class Programs:
+    """Programs that are built together."""
 
     name: str
+    """Also the folder of their own source code, if they have any."""
     packages: dict[str, str]
     """Program -> Go package."""
     minutes: float
-    """Duration of a cold build, measured on two cores."""
+    """Duration of a build on two cores, in the order of `tools.main` without a cache."""
     ldflags: str = "-s -w"
     links: tuple[str, ...] = ()
     """Additional names of the first program."""
-
-    @property
-    def folder(self) -> Path:
-        return MODULES / self.name
+    module: Path = MODULE
 
     def sources(self) -> Iterator[Path]:
-        for pattern in ("go.mod", "go.sum", "**/*.go"):
-            yield from sorted(self.folder.glob(pattern))
+        yield from (self.module / "go.mod", self.module / "go.sum")
+        yield from sorted((MODULE / self.name).glob("**/*.go"))
 
     def key(self) -> str:
-        digest = hashlib.sha256("\n".join((go_version(), self.ldflags, *self.links, *self.packages)).encode())
+        inputs = (go_version(), self.ldflags, *self.links, *self.packages, *self.packages.values())
+        digest = hashlib.sha256("\n".join(inputs).encode())
         for path in self.sources():
-            digest.update(str(path.relative_to(self.folder)).encode() + path.read_bytes())
+            digest.update(str(path.relative_to(MODULE)).encode() + path.read_bytes())
         return digest.hexdigest()[:16]
 
 
-KUBERNETES = Module(
+KUBERNETES = Programs(
     "cluster",
-    {"testcluster": ".", "pause": "./pause"},
-    minutes=7,
+    {"testcluster": "./cluster", "pause": "./cluster/pause"},
+    minutes=6,
     ldflags=f"-s -w {version_flags(KUBERNETES_VERSION)}",
     links=("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"),
 )
-COREDNS = Module("coredns", {"coredns": "."}, minutes=2)
-KWOK = Module("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, minutes=3)
-HELM_VERSION = "v4.3.2"  # as in helm/go.mod
-HELM = Module(
+COREDNS = Programs("coredns", {"coredns": "./coredns"}, minutes=0.2)
+KWOK = Programs("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, minutes=3, module=MODULE / "kwok")
+"""A module of its own, because it needs an older version of the kubelet's packages."""
+HELM_VERSION = "v4.3.2"  # as in go.mod
+HELM = Programs(
     "helm",
     {"helm": "helm.sh/helm/v4/cmd/helm"},
     minutes=2,
     ldflags=f"-s -w -X helm.sh/helm/v4/internal/version.version={HELM_VERSION}",
 )
-HEALTH = Module("health", {"health": "."}, minutes=3)
+HEALTH = Programs("health", {"health": "./health"}, minutes=0.1)
 """Verdicts of kstatus, Flux and Argo CD."""
-REGISTRY = Module("registry", {"registry": "."}, minutes=1)
+REGISTRY = Programs("registry", {"registry": "./registry"}, minutes=0.1)
 """An OCI registry in memory."""
 
 
@@ -93,53 +94,53 @@ def go_version() -> str:
     if shutil.which("go") is None:
         raise MissingError("Go 1.26 or newer is not on the path; it is required to build the cluster's programs")
     names = ["GOVERSION", "GOOS", "GOARCH"]
-    return subprocess.run(["go", "env", *names], cwd=MODULES, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["go", "env", *names], cwd=MODULE, capture_output=True, text=True, check=True).stdout
 
 
-def built(module: Module, say: Say = print) -> Path:
-    """The folder with the module's programs; builds them if necessary, or waits for another process that builds
+def built(programs: Programs, say: Say = print) -> Path:
+    """The folder with these programs; builds them if necessary, or waits for another process that builds
     them."""
-    target = cache_folder() / f"{module.name}-{module.key()}"
+    target = cache_folder() / f"{programs.name}-{programs.key()}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.parent / f"{module.name}.lock", say):
+    with locked(target.parent / f"{programs.name}.lock", say):
         if not target.is_dir():
-            build(module, target, say)
+            build(programs, target, say)
     return target
 
 
-def is_built(module: Module) -> bool:
-    return (cache_folder() / f"{module.name}-{module.key()}").is_dir()
+def is_built(programs: Programs) -> bool:
+    return (cache_folder() / f"{programs.name}-{programs.key()}").is_dir()
 
 
-def build(module: Module, target: Path, say: Say) -> None:
-    programs = ", ".join((*module.links, *module.packages))
-    say(f"building {programs} into {target}; the first time this takes about {module.minutes:.0f} minutes on two cores")
+def build(programs: Programs, target: Path, say: Say) -> None:
+    names = ", ".join((*programs.links, *programs.packages))
+    say(f"building {names} into {target}; the first time this takes about {programs.minutes:g} minutes on two cores")
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{module.name}-") as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{programs.name}-") as scratch:
         folder = Path(scratch) / "bin"
         folder.mkdir()
-        for program, package in module.packages.items():
-            compile_program(module, package, folder / program)
-        for link in module.links:
-            (folder / link).symlink_to(next(iter(module.packages)))
+        for program, package in programs.packages.items():
+            compile_program(programs, package, folder / program)
+        for link in programs.links:
+            (folder / link).symlink_to(next(iter(programs.packages)))
         folder.rename(target)
     say(f"built in {time.monotonic() - started:.0f} s")
 
 
-def compile_program(module: Module, package: str, target: Path) -> None:
+def compile_program(programs: Programs, package: str, target: Path) -> None:
     # The linker strips debug information anyway; not generating it saves a sixth of the compiler's time.
-    command = ["go", "build", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", module.ldflags]
+    command = ["go", "build", "-trimpath", "-gcflags=all=-dwarf=false", "-ldflags", programs.ldflags]
     command += ["-o", str(target), package]
     if nice := shutil.which("nice"):
         command = [nice, "-n", "19", *command]
     # Static: pause runs in an image without libraries. The compiler does not need garbage collection below a few GB.
     environment = dict(os.environ) | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false -mod=readonly"}
     environment |= {"GOGC": "off", "GOMEMLIMIT": "3GiB"}
-    done = subprocess.run(command, cwd=module.folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=programs.module, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise MissingError(f"go build {package} in {module.folder} failed:\n{done.stderr[-2000:]}")
+        raise MissingError(f"go build {package} in {programs.module} failed:\n{done.stderr[-2000:]}")
 
 
 @contextmanager

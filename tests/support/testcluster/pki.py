@@ -43,7 +43,7 @@ class Authority:
         run("openssl", "req", "-x509", *CURVE, *files, *signed_by, "-subj", subject, *added)
 
     def issue(self, user: str, groups: Sequence[str] = (), hosts: Sequence[str] = ()) -> Certificate:
-        """Issue a certificate for an API user (groups are organisations), and for a server if it has hosts (`IP:…`,
+        """Issue a certificate for an API user (groups are organizations), and for a server if it has hosts (`IP:…`,
         `DNS:…`)."""
         file = self.folder / user.replace(":", "-").replace("/", "-")
         made = Certificate(file.with_name(f"{file.name}.crt"), file.with_name(f"{file.name}.key"))

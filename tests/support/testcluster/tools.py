@@ -29,8 +29,8 @@ def require_packages() -> None:
 
 def main() -> None:
     try:
-        for module in (binaries.HELM, binaries.KUBERNETES, binaries.COREDNS, binaries.HEALTH, binaries.REGISTRY):
-            print(binaries.built(module))
+        for programs in (binaries.HELM, binaries.KUBERNETES, binaries.COREDNS, binaries.HEALTH, binaries.REGISTRY):
+            print(binaries.built(programs))
     except MissingError as error:
         sys.exit(str(error))
     try:
