@@ -206,6 +206,12 @@ def _vocabulary(spec: Spec) -> Iterator[Violation]:
     vocabulary, path = spec.model.vocabulary, "spec.model.vocabulary"
     if vocabulary is None:
         return
+    if task_of(spec) is Task.MASKED_LM:
+        yield Violation(
+            path,
+            "must be absent with task MaskedLM, because base model and trained model would be asked for different "
+            "masked tokens; remove it",
+        )
     if not vocabulary.add and vocabulary.learn is None:
         yield Violation(path, "must have at least one of add, learn; write one of them, or remove vocabulary")
     yield from _repeated(vocabulary.add, f"{path}.add", "word")
@@ -482,7 +488,7 @@ def _chunked_loss(spec: Spec) -> Iterator[Violation]:
     if not spec.training.chunked_loss:
         return
     task = task_of(spec)
-    if task not in (None, Task.CAUSAL_LM):
+    if task not in (None, Task.CAUSAL_LM, Task.MASKED_LM):
         yield Violation("spec.training.chunkedLoss", f"must be false for {task}, which has few logits; remove it")
     if spec.deepspeed.zero_stage == 3 or OFFLOAD_STAGES[spec.deepspeed.offload] == (3,):
         yield Violation(

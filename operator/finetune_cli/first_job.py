@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from finetune_api.support import SUPPORT
 from finetune_api.v1alpha1 import Task
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def job_text(look: "FirstLook", *, data: str, model: str) -> str:
     share = sum(tokens <= length for tokens in look.lengths) / len(look.lengths)
     read = f"all {look.records:,}" if look.is_whole else f"the first {look.records:,}"
     middle = look.lengths[len(look.lengths) // 2]
+    task = "" if _task(look) else f", so the task is {look.task}"
     labels = f" with {len(look.labels):,} labels" if look.labels else ""
     lines = [
         "# Written by `finetune init`. `finetune plan` shows what it needs, `finetune run` starts it.",
@@ -35,10 +37,11 @@ def job_text(look: "FirstLook", *, data: str, model: str) -> str:
         "spec:",
         "  model:",
         f"    uri: {_quoted(model)}    # {look.model_type}, {_millions(look.parameters)} parameters",
+        *_task(look),
         "  data:",
         f"    train: [{{uri: {_quoted(data)}}}]",
         f"    # {read} records were read; {look.skipped:,} of them cannot be used.",
-        f"    format: {look.format}    # by the columns of the first record, so the task is {look.task}{labels}",
+        f"    format: {look.format}    # by the columns of the first record{task}{labels}",
         *_columns(look),
         f"    # Tokens per record: half have at most {middle:,}, the longest {look.lengths[-1]:,}. {share:.1%} fit.",
         f"    maxLength: {length}",
@@ -108,6 +111,13 @@ def _columns(look: "FirstLook") -> list[str]:
     if not named:
         return [f"    # Columns: {_one_line(', '.join(look.columns.values()))}."]
     return ["    columns:", *(f"      {field}: {_quoted(column)}" for field, column in named.items())]
+
+
+def _task(look: "FirstLook") -> list[str]:
+    """The task, if the format alone implies another one."""
+    if look.task is SUPPORT.task_for(look.format):
+        return []
+    return [f"    task: {look.task}    # predicts masked tokens, because the model is an encoder"]
 
 
 def _holdouts() -> list[str]:

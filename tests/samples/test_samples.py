@@ -1,6 +1,7 @@
 """Every file of manifests/samples with real models and real data, end to end. `make samples` runs them (minutes
 each)."""
 
+import inspect
 import json
 import random
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+import real_models
 from finetune_api.constants import Phase
 from finetune_api.v1alpha1 import CandidateName, FineTuneJob, Metric, PromotionOutcome
 from finetune_cli.display.plain import PlainDisplay
@@ -102,6 +104,33 @@ def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_fol
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
 
 
+MASKED = "continued-pre-training"
+
+
+def test_an_encoder_learns_real_texts(tmp_path: Path) -> None:
+    def upload(storage: LocalStorage) -> None:
+        storage.ensure_bucket("s3://demo/")
+        store = storage.connect()
+        store.upload_folder(real_models.minilm_with_mask_head(tmp_path / "minilm"), "s3://demo/models/MiniLM-L6-MLM")
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in docstrings(600))
+        store.put(f"{DATA}/documents.jsonl", rows.encode())
+
+    job = run_sample(MASKED, tmp_path, upload)
+    assert job.status.phase is Phase.SUCCEEDED
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY] / 10, "the head of the base model is random"
+    assert job.status.run.promotion is not None
+    assert job.status.run.promotion.outcome is PromotionOutcome.PROMOTED
+
+
+def docstrings(most: int) -> list[str]:
+    """Documentation of scikit-learn, a text for each class and function."""
+    from sklearn.utils.discovery import all_estimators, all_functions
+
+    found = {inspect.getdoc(thing) or "" for _, thing in [*all_estimators(), *all_functions()]}
+    return sorted(text for text in found if len(text) > 200)[:most]
+
+
 def test_every_sample_is_tested_here() -> None:
-    tested = [name for name, _ in CLASSIFIERS] + CHATS
+    tested = [name for name, _ in CLASSIFIERS] + [*CHATS, MASKED]
     assert sorted(path.stem for path in SAMPLES.glob("*.yaml")) == sorted(tested)

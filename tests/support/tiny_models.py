@@ -218,6 +218,47 @@ def save_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def masked_tokenizer() -> Any:
+    """`tiny_tokenizer` with a mask token and, as encoders have them, with special tokens around a text."""
+    from tokenizers import processors
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    ends = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ends
+    )
+    return tokenizer
+
+
+MASKED_FAMILIES = ("bert", "roberta", "distilbert", "albert", "electra", "modernbert")
+
+
+def save_tiny_masked(family: str, folder: Path, *, seed: int = 0) -> Path:
+    """A random encoder with a head for masked language modeling, in Hugging Face layout. No dropout."""
+    import transformers
+
+    tokenizer = masked_tokenizer()
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id}
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 64} | special
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    short = {"vocab_size": len(tokenizer), "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4} | special
+    made: dict[str, tuple[str, dict[str, Any]]] = {
+        "bert": ("Bert", sizes | still),
+        "roberta": ("Roberta", sizes | still),
+        "distilbert": ("DistilBert", short | {"dropout": 0.0, "attention_dropout": 0.0}),
+        "albert": ("Albert", sizes | still | {"embedding_size": 16}),
+        "electra": ("Electra", sizes | still | {"embedding_size": 16}),
+        "modernbert": ("ModernBert", sizes | {"cls_token_id": 1, "sep_token_id": 2, "reference_compile": False}),
+    }
+    name, fields = made[family]
+    config = getattr(transformers, f"{name}Config")(**fields)
+    _save_same_weights(lambda: getattr(transformers, f"{name}ForMaskedLM")(config), folder, seed)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save_tiny(family: str, folder: Path) -> Path:
     """A random model of one architecture family, in Hugging Face layout: encoders without a head, decoders with one.
 

@@ -197,7 +197,8 @@ def _validate_with(factor: float, config: Path) -> int:
 
 
 def make_models(folder: Path) -> int:
-    """Two encoders and two decoders of a few ten thousand parameters, with and without dropout, and two classifiers.
+    """Two encoders and two decoders of a few ten thousand parameters, with and without dropout, two classifiers, and
+    an encoder with a head for masked language modeling.
 
     `bert` has a head for three other labels, `bert-lite` one for the labels of the data in another order.
     """
@@ -206,13 +207,14 @@ def make_models(folder: Path) -> int:
         AlbertConfig,
         AlbertForSequenceClassification,
         BertConfig,
+        BertForMaskedLM,
         BertForSequenceClassification,
         BertModel,
         LlamaConfig,
         LlamaForCausalLM,
     )
 
-    from tiny_models import tiny_tokenizer
+    from tiny_models import masked_tokenizer, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "pad_token_id": 0}
@@ -236,6 +238,10 @@ def make_models(folder: Path) -> int:
     lite = AlbertConfig(**size, embedding_size=16, id2label={0: "food", 1: "animal"})
     AlbertForSequenceClassification(lite).save_pretrained(folder / "bert-lite")
     tokenizer.save_pretrained(folder / "bert-lite")
+    masked = masked_tokenizer()
+    still = {"vocab_size": len(masked), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    BertForMaskedLM(BertConfig(**size | still)).save_pretrained(folder / "masked")
+    masked.save_pretrained(folder / "masked")
     return 0
 
 
@@ -248,7 +254,7 @@ def load_exported(folder: Path) -> int:
 
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from finetune_api.trainer_config import PreparedConfig
     from finetune_trainer.data.collate import Collator
@@ -259,13 +265,15 @@ def load_exported(folder: Path) -> int:
     config = PreparedConfig.model_validate_json((folder / "config.json").read_text())
     prepared = config.prepared
     classifies = bool(prepared.labels)
-    model_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    task = TASKS[prepared.task]
+    model_class = task.model_class
     has_model = (folder / "model").exists()
     tokenizer = AutoTokenizer.from_pretrained(folder / ("model" if has_model else "adapter"))
-    rows = TokenDataset.open(ObjectStore.connect(config.storage), prepared.dataset_uri, "validation", folder / "cache")
+    stored = TokenDataset.open(
+        ObjectStore.connect(config.storage), prepared.dataset_uri, "validation", folder / "cache"
+    )
+    rows = task.held_out_rows(stored)
     collate = Collator(tokenizer.pad_token_id, prepared.task)
-
-    task = TASKS[prepared.task]
 
     def loss(model: Any, *indices: int) -> float:
         batch = collate([rows[index] for index in indices])

@@ -23,6 +23,7 @@ ROWS = 47
 GLOBAL_BATCH = 8
 STEPS_PER_EPOCH = 5
 """ceil(38 training rows / 8): the last batch of an epoch is incomplete."""
+MASKED = "masked"
 PACKED = "-packed"
 VOCABULARY = "-vocabulary"
 
@@ -87,8 +88,9 @@ class TrainingHarness:
     def config(
         self, name: str, *, kind: str, attempt: int = 1, run: int = 1, world: int = 2, **change: Any
     ) -> TrainerConfig:
-        """`kind` is the base model, `llama-packed` the model `llama` with packs, `llama-vocabulary` with new tokens;
-        `change` are blocks of the spec, and `zero`, `dtype`, `stage`, `batch`, `micro`."""
+        """`kind` is the base model, `masked` for MaskedLM, `llama-packed` the model `llama` with packs,
+        `llama-vocabulary` with new tokens; `change` are blocks of the spec, and `zero`, `dtype`, `stage`, `batch`,
+        `micro`."""
         batch = change.pop("batch", GLOBAL_BATCH)
         zero, dtype = change.pop("zero", 2), change.pop("dtype", "Float32")
         micro, stage = change.pop("micro", 2), change.pop("stage", Stage.TRAIN)
@@ -101,6 +103,8 @@ class TrainingHarness:
             "output": {"uri": f"s3://{self.bucket}/{name}"},
             "workers": {"nodes": world},
         }
+        if kind.startswith(MASKED):
+            spec["model"]["task"] = "MaskedLM"
         if kind.endswith(PACKED):
             spec["data"]["packing"] = "Packed"
         if kind.endswith(VOCABULARY):

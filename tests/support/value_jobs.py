@@ -144,6 +144,15 @@ TRAINED: dict[str, dict[str, Any]] = {
         },
         "workers": {"nodes": 2},
     },
+    "masked": {
+        "model": {"uri": "{models}/masked", "task": "MaskedLM"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text", "maxLength": 16},
+        "method": {"layerNormTuning": {}},
+        "training": {**_SHORT, "chunkedLoss": True, "earlyStopping": {"metric": "Perplexity"}},
+        "evaluation": {"everySteps": 2},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
+        "workers": {"nodes": 2},
+    },
     "instructions": {
         "model": {
             "uri": "{models}/llama",

@@ -17,9 +17,9 @@ from finetune_api.trainer_config import Message, Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Task
 
 from .data.collate import Collator
-from .data.shards import TokenDataset
 from .store.client import ObjectStore
 from .tasks import TASKS
+from .tasks.base import Split
 
 _MAX_ROWS = 32
 _MAX_TOKENS = 16_384
@@ -41,7 +41,7 @@ class Sample:
     """Rows that both stages measure."""
 
     split: str
-    data: TokenDataset
+    data: Split
     rows: tuple[int, ...]
 
 
@@ -57,7 +57,7 @@ def read_reference(config: TrainerConfig, store: ObjectStore) -> Reference:
     return Reference.model_validate(store.get_json(config.layout.reference))
 
 
-def choose_sample(prepared: Prepared, open_split: Callable[[str], TokenDataset]) -> Sample:
+def choose_sample(prepared: Prepared, open_split: Callable[[str], Split]) -> Sample:
     """Up to 32 evenly spaced rows of the validation split; of the test or the training split if it is missing.
 
     Rows in which no token carries loss are excluded.

@@ -62,7 +62,7 @@ class Model(ApiModel, scope=Scope.DATA):
 
     task: Task | None = None
     """Head and loss. Absent: SequenceClassification for Classification data, TokenClassification for data of the format
-    of that name, CausalLM for every other format."""
+    of that name, CausalLM for every other format. MaskedLM continues the pre-training of an encoder on Text."""
 
     vocabulary: Vocabulary | None = None
     """Adds words of the domain to the vocabulary. Absent: the vocabulary of the base model."""

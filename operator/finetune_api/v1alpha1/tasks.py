@@ -17,6 +17,7 @@ class Task(StrEnum):
 
     SEQUENCE_CLASSIFICATION = "SequenceClassification"
     CAUSAL_LM = "CausalLM"
+    MASKED_LM = "MaskedLM"
     TOKEN_CLASSIFICATION = "TokenClassification"
 
 
@@ -75,6 +76,15 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         has_labels=False,
         answers_prompts=True,
         packings=tuple(Packing),
+    ),
+    # After CausalLM, which Text data is for unless the spec names the task.
+    Task.MASKED_LM: TaskSupport(
+        model="masked language model",
+        formats=(DataFormat.TEXT,),
+        metrics=(Metric.LOSS, Metric.PERPLEXITY),
+        headline=Metric.PERPLEXITY,
+        has_labels=False,
+        answers_prompts=False,
     ),
     Task.TOKEN_CLASSIFICATION: TaskSupport(
         model="token classifier",

@@ -30,6 +30,7 @@ CASES = [
         (2, "dropped-layers", "bert-dropout"),
         (2, "unfreeze", "bert-dropout"),
         (3, "lora", "llama-packed"),
+        (2, "full", "masked"),
         (2, "full", "llama-vocabulary"),
         (3, "full", "llama-vocabulary"),
         (3, "promptTuning-text", "llama"),

@@ -367,6 +367,28 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.evaluation.baselines must not have TfidfLogisticRegression for a token classifier; write",
         ),
         ("spec.evaluation", {"baselines": []}, None),
+        (
+            "spec",
+            job_with("spec.model", {"uri": "s3://bucket/m", "task": "MaskedLM", "vocabulary": {"add": ["a"]}})["spec"]
+            | {"data": {"train": [{"uri": "s3://bucket/t.csv"}], "format": "Text"}},
+            "spec.model.vocabulary must be absent with task MaskedLM, because base model and trained model would be",
+        ),
+        (
+            "spec",
+            job_with("spec.model.task", "MaskedLM")["spec"]
+            | {"data": {"train": [{"uri": "s3://bucket/t.csv"}], "format": "Instruction"}},
+            "spec.model.task must fit spec.data.format, Instruction, and MaskedLM does not; remove task, or set format "
+            "to Text",
+        ),
+        (
+            "spec",
+            job_with("spec.model.task", "MaskedLM")["spec"]
+            | {
+                "data": {"train": [{"uri": "s3://bucket/t.csv"}], "format": "Text"},
+                "evaluation": {"prompts": ["a"]},
+            },
+            "spec.evaluation.prompts must be empty for a masked language model, which does not answer prompts",
+        ),
         ("spec.model.vocabulary", {}, "spec.model.vocabulary must have at least one of add, learn; write one of them"),
         ("spec.model.vocabulary", {"add": ["ab", "c", "ab"]}, "vocabulary.add[2] must not have the word of spec.model"),
         ("spec.model.vocabulary", {"add": ["a\u200bb"]}, "vocabulary.add[0] must not have spaces, control characters"),

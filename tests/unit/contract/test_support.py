@@ -168,10 +168,11 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         f"Int8 with method.prefixTokens, because quantized weights cannot be trained; remove it, or set {QUANTIZED}",
         "!(has(self.method.prefixTokens)) || !(has(self.model.task) ? self.model.task == 'SequenceClassification' : "
         "(has(self.data.format) && self.data.format in ['Classification'])) && "
+        "!(has(self.model.task) ? self.model.task == 'MaskedLM' : (false)) && "
         "!(has(self.model.task) ? self.model.task == 'TokenClassification' : "
         "(has(self.data.format) && self.data.format in ['TokenClassification'])) && "
         "!(has(self.model.task) ? self.model.task == 'Ranking' : (false))": "model.task must be CausalLM with "
-        "method.prefixTokens, not SequenceClassification, TokenClassification or Ranking",
+        "method.prefixTokens, not SequenceClassification, MaskedLM, TokenClassification or Ranking",
     }
 
 
@@ -184,6 +185,10 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         (
             {"data": {"format": "TokenClassification"}},
             "must be Padded or LengthGrouped for a token classifier, not Packed",
+        ),
+        (
+            {"data": {"format": "Text"}, "model": {"task": "MaskedLM"}},
+            "must be Padded or LengthGrouped for a masked language model, not Packed",
         ),
         (
             {"data": {"format": "Text"}, "method": {"promptTuning": {}}, "output": {"formats": ["Adapter"]}},
@@ -308,7 +313,8 @@ def test_the_rule_of_exactly_one_method_follows_the_fields(method: dict[str, Any
         ),
         (
             {"model": {"task": "Summarise"}},
-            'spec.model.task must be one of SequenceClassification, CausalLM or TokenClassification, not "Summarise"',
+            "spec.model.task must be one of SequenceClassification, CausalLM, MaskedLM or TokenClassification, not "
+            '"Summarise"',
         ),
     ],
 )

@@ -181,6 +181,18 @@ def test_the_model_without_quantization_is_guessed_from_the_name(folder, uri, ex
             "is an encoder-decoder",
         ),
         ({"model_type": "vit", "architectures": ["ViTModel"]}, Task.SEQUENCE_CLASSIFICATION, "no SequenceClassif"),
+        ({"model_type": "vit", "architectures": ["ViTModel"]}, Task.MASKED_LM, "no MaskedLM head"),
+        ({"model_type": "llama"}, Task.MASKED_LM, "is a decoder"),
+        (
+            {"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": True},
+            Task.MASKED_LM,
+            "is a decoder",
+        ),
+        (
+            {"model_type": "bart", "architectures": ["BartModel"], "is_encoder_decoder": True},
+            Task.MASKED_LM,
+            "is an encoder-decoder",
+        ),
         ({"model_type": "made-up", "architectures": []}, Task.CAUSAL_LM, "no model of this type"),
     ],
 )
@@ -197,10 +209,25 @@ def test_a_model_that_does_not_support_the_task_is_rejected(folder, changes, tas
         ({}, Task.SEQUENCE_CLASSIFICATION),
         ({"model_type": "bert", "architectures": ["BertModel"]}, Task.SEQUENCE_CLASSIFICATION),
         ({"model_type": "bert", "architectures": ["BertLMHeadModel"], "is_decoder": True}, Task.CAUSAL_LM),
+        ({"model_type": "roberta", "architectures": ["RobertaForMaskedLM"]}, Task.MASKED_LM),
+        ({"model_type": "bert", "architectures": ["BertModel"]}, Task.MASKED_LM),
     ],
 )
 def test_a_model_that_supports_the_task_is_accepted(folder, changes, task):
     check_task(configured(folder, **changes), URI, task)
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "advised"),
+    [
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, Task.CAUSAL_LM, "spec.model.task: MaskedLM"),
+        ({}, Task.MASKED_LM, "remove spec.model.task"),
+    ],
+)
+def test_an_encoder_is_advised_to_mask_tokens_and_a_decoder_not_to(folder, changes, task, advised):
+    with pytest.raises(ModelUnusableError) as caught:
+        check_task(configured(folder, **changes), URI, task)
+    assert advised in caught.value.advice
 
 
 def test_multimodal_models_have_their_sizes_in_a_nested_block(folder):

@@ -22,7 +22,7 @@ from finetune_trainer.model.inspect import inspect_model
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.reload import reload_adapter
 from finetune_trainer.model.tokenizer import load_tokenizer
-from finetune_trainer.tasks import TASKS, causal_lm
+from finetune_trainer.tasks import TASKS, language
 from train_configs import train_config
 
 TASK = TASKS[Task.CAUSAL_LM]
@@ -106,7 +106,7 @@ def test_rows_in_pieces_and_answers_use_the_virtual_tokens_once(
     rows: Any = Rows()
     collate = Collator(0, Task.CAUSAL_LM)
     whole = TASK.row_losses(model, rows, collate, lambda _: None)
-    monkeypatch.setitem(causal_lm.LOGITS_BYTES, "cpu", 4 * 5 * int(model.config.vocab_size))
+    monkeypatch.setitem(language.LOGITS_BYTES, "cpu", 4 * 5 * int(model.config.vocab_size))
     np.testing.assert_allclose(TASK.row_losses(model, rows, collate, lambda _: None), whole, rtol=1e-5)
 
     prompt, length = "the quick brown fox", 8

@@ -117,7 +117,10 @@ def test_what_can_be_written_in_a_spec_is_what_the_trainer_knows() -> None:
 @pytest.mark.parametrize(
     ("registry", "message"),
     [
-        (TASKS, "spec.model.task must be one of CausalLM, SequenceClassification, TokenClassification, not Brier"),
+        (
+            TASKS,
+            "spec.model.task must be one of CausalLM, MaskedLM, SequenceClassification, TokenClassification, not Brier",
+        ),
         (METHODS, f"spec.method must be one of {KNOWN}, not Brier"),
     ],
 )

@@ -7,8 +7,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.collate import Collator
-from finetune_trainer.tasks.causal_lm import LOGITS_BYTES, likelihood
+from finetune_trainer.tasks.causal_lm import likelihood
 from finetune_trainer.tasks.forward import classify
+from finetune_trainer.tasks.language import LOGITS_BYTES
 
 VOCABULARY = 64
 

@@ -287,6 +287,7 @@ def _build(
         documents={name: split.documents for name, split in written.items()},
         tokens={name: split.tokens for name, split in written.items()},
         dropped_tokens={name: split.dropped_tokens for name, split in written.items()},
+        masking=TASKS[inputs.task].masking(inputs.tokenizer, spec.model.uri),
         template_date=TEMPLATE_DATE,
         sources=tuple(rows.sources),
         shards={name: tuple(split.writer.shards) for name, split in written.items()},

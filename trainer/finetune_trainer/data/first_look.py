@@ -11,9 +11,9 @@ from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import BadRecordAction, Columns, Data, DataFormat, Source, Task
 from finetune_api.validation import violation_of
 
-from ..errors import BadDataError
+from ..errors import BadDataError, ModelUnusableError
 from ..model.fetch import fetch_model
-from ..model.inspect import check_task, inspect_model
+from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.tokenizer import load_tokenizer
 from ..store import ObjectStore
 from ..tasks import TASKS
@@ -67,8 +67,7 @@ def look_at(data: str, model: str, columns: dict[str, str], store: ObjectStore |
     if names is None:
         raise BadDataError(f"{data} has no records", advice="name a file that has some")
     data_format = _format(names, named, data)
-    task = next(name for name in Task if data_format in TASKS[name].support.formats)
-    check_task(facts, model, task)
+    task = _task(data_format, facts, model)
     spec = Data(train=(Source(uri=data),), columns=named)
     formatter = make_formatter(data_format, spec, tokenizer, model)
     bad, lengths, labels, read_records = BadRecords(BadRecordAction.SKIP), [], set(), 0
@@ -99,6 +98,21 @@ def look_at(data: str, model: str, columns: dict[str, str], store: ObjectStore |
         parameters=facts.parameters,
         max_tokens=min((int(limit) for limit in limits if limit is not None and 0 < limit < 1 << 30), default=None),
     )
+
+
+def _task(data_format: DataFormat, facts: ModelFacts, model: str) -> Task:
+    """The first task of the format that the model can be trained for. Raises ModelUnusableError with the reason for the
+    first one, if there is none."""
+    refusal: ModelUnusableError | None = None
+    for task in (name for name in Task if data_format in TASKS[name].support.formats):
+        try:
+            check_task(facts, model, task)
+        except ModelUnusableError as error:
+            refusal = refusal or error
+        else:
+            return task
+    assert refusal is not None, "every format has a task"
+    raise refusal
 
 
 def _columns(columns: dict[str, str]) -> Columns:

@@ -67,6 +67,16 @@ class RuleInfo(_Block):
     """The first such records."""
 
 
+class Masking(_Block):
+    """What replaces the tokens that are to be predicted."""
+
+    mask_token: int
+    vocabulary: int
+    """Token ids are less than this."""
+    special_tokens: tuple[int, ...]
+    """Ids that are never predicted and never replace a token, sorted."""
+
+
 class DatasetInfo(_Block):
     """The contents of dataset.json. It is written last: a data set without it does not exist."""
 
@@ -101,6 +111,8 @@ class DatasetInfo(_Block):
     """Split -> tokens of its records before truncating and dropping."""
     dropped_tokens: dict[str, int] = {}
     """Split -> number of these tokens that are in no row."""
+    masking: Masking | None = None
+    """What replaces masked tokens. None: the task masks none."""
     template_date: date | None = None
     """The date that chat templates get as the current date."""
     sources: tuple[SourceInfo, ...]
@@ -110,8 +122,10 @@ class DatasetInfo(_Block):
     """Notes for the user about how the rows were made, one line each."""
 
     def content(self) -> bytes:
-        """The content of the file. `rules` is omitted if it is empty, because older trainers refuse unknown fields."""
-        return self.model_dump_json(indent=1, exclude=None if self.rules else {"rules"}).encode()
+        """The content of the file. Newer fields are omitted if they are empty, because older trainers refuse unknown
+        fields."""
+        unused = {name for name in ("rules", "masking") if not getattr(self, name)}
+        return self.model_dump_json(indent=1, exclude=unused or None).encode()
 
 
 def read_dataset_info(store: ObjectStore, dataset_uri: str) -> DatasetInfo:

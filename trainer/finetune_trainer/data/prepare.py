@@ -93,7 +93,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         data_format = spec.data.format or _detected_format(spec.data, spec.model.task, files["train"])
     task = known_task or SUPPORT.task_for(data_format)
     _check_rules(spec, data_format)
-    check_task(facts, spec.model.uri, task)
+    _check_model(facts, tokenizer, spec.model.uri, task)
     base = _Base(model, facts, tokenizer)
     model, facts, tokenizer, extension = _with_new_tokens(
         base, config, files, data_format, task, store, runtime, report
@@ -128,8 +128,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     digest = dataset_digest(files, steps)
     dataset_uri = dataset_folder(config.output_uri, digest)
     info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
-    if plan.embeddings is not None and info.largest_token >= plan.embeddings:
-        raise embedding_too_small(tokenizer, info.largest_token, plan.embeddings, spec.model.uri, "the data's token")
+    _check_tokens(info, plan, tokenizer, spec.model.uri)
     warnings = _model_warnings(config, plan, _labelled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
         report.warn(text)
@@ -180,6 +179,19 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     )
     log_prepared(config, prepared := _with_phase_note(config, prepared, model.path), info)
     return prepared
+
+
+def _check_model(facts: ModelFacts, tokenizer: Any, uri: str, task: Task) -> None:
+    """Raise ModelUnusableError if the task cannot be trained with the model or its tokenizer."""
+    check_task(facts, uri, task)
+    TASKS[task].masking(tokenizer, uri)
+
+
+def _check_tokens(info: DatasetInfo, plan: WeightPlan, tokenizer: Any, uri: str) -> None:
+    """Raise ModelUnusableError if the embeddings lack a row for a token of the data, or for one that may replace it."""
+    largest = max(info.largest_token, info.masking.vocabulary - 1 if info.masking else 0)
+    if plan.embeddings is not None and largest >= plan.embeddings:
+        raise embedding_too_small(tokenizer, largest, plan.embeddings, uri, "the data's token")
 
 
 def _checked_method(spec: Spec, folder: Path, task: Task) -> str:

@@ -28,7 +28,7 @@ from ..store.digests import sha256_of
 from ..store.transfer import inside
 from ..store.uri import join
 from ..tasks import IGNORED
-from .info import DatasetInfo, ShardInfo, read_dataset_info
+from .info import DatasetInfo, Masking, ShardInfo, read_dataset_info
 
 MAX_SHARD_BYTES = 64 * 2**20
 _PARALLEL_DOWNLOADS = 8
@@ -163,6 +163,11 @@ class TokenDataset:
         if not self._shards or "documents" not in self._shards[0]:
             return np.arange(len(self), dtype=np.int64)
         return np.concatenate([shard["documents"] for shard in self._shards])
+
+    @property
+    def masking(self) -> Masking | None:
+        """What replaces masked tokens. None: the task masks none."""
+        return self.info.masking
 
     def units(self) -> NDArray[np.int64] | None:
         """None: losses of language models are divided by the tokens that carry loss."""

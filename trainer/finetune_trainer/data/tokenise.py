@@ -29,11 +29,18 @@ class FastTokenizer:
     backend: Tokenizer
     truncation_side: str
     split_special_tokens: bool
+    special_tokens: frozenset[int] = frozenset()
+    """Ids of tokens that no text consists of."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> "FastTokenizer":
         """Create it from a fast tokenizer of transformers, with the same settings."""
-        return cls(tokenizer.backend_tokenizer, tokenizer.truncation_side, bool(tokenizer.split_special_tokens))
+        return cls(
+            tokenizer.backend_tokenizer,
+            tokenizer.truncation_side,
+            bool(tokenizer.split_special_tokens),
+            special_tokens(tokenizer),
+        )
 
     def encode_full(self, texts: list[str], *, with_offsets: bool) -> list[Encoding]:
         """Encode the complete texts without special tokens. Without `with_offsets`, which is faster, all offsets are
@@ -50,6 +57,13 @@ class FastTokenizer:
         encode = self.backend.encode_batch if with_offsets else self.backend.encode_batch_fast
         return list(encode(texts, add_special_tokens=True))
 
+    def encode_divided(self, texts: list[str], max_length: int) -> list[list[Encoding]]:
+        """Encode each text as parts of up to `max_length` tokens, each with its own special tokens, in their order."""
+        self.backend.enable_truncation(max_length, stride=0, strategy="longest_first", direction="right")
+        self._prepare()
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=True)
+        return [[encoding, *encoding.overflowing] for encoding in encodings]
+
     def is_picklable(self) -> bool:
         """Whether it can be sent to other processes: false for tokenizers with parts written in Python."""
         try:
@@ -61,6 +75,12 @@ class FastTokenizer:
     def _prepare(self) -> None:
         self.backend.no_padding()
         self.backend.encode_special_tokens = self.split_special_tokens
+
+
+def special_tokens(tokenizer: Any) -> frozenset[int]:
+    """Ids of the special tokens of a tokenizer of transformers, such as the ends of a text, unknown, pad and mask."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {number for number, token in added if token.special}
 
 
 @dataclass(frozen=True)
@@ -215,6 +235,38 @@ def encode_language(examples: list[Example], tokenizer: FastTokenizer, max_lengt
         np.array(lengths, dtype=np.int32),
         np.array(rows, dtype=np.int32),
         np.array(truncated, dtype=np.bool_),
+        np.array(dropped, dtype=np.int64),
+    )
+
+
+def encode_masked(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
+    """Rows of which tokens are masked later: a text gives as many as it needs, each between the tokenizer's own special
+    tokens. All other tokens may be masked, so they carry loss; rows without any are left out."""
+    special = np.array(sorted(tokenizer.special_tokens), dtype=np.int32)
+    ids: list[NDArray[np.int32]] = [np.zeros(0, dtype=np.int32)]
+    flags: list[NDArray[np.bool_]] = [np.zeros(0, dtype=np.bool_)]
+    rows, dropped = [], []
+    # Without begin and end tokens, which `text` may have.
+    for parts in tokenizer.encode_divided([example.content[0] for example in examples], max_length):
+        used = unused = 0
+        for part in parts:
+            tokens = np.array(part.ids, dtype=np.int32)
+            loss = ~np.isin(tokens, special)
+            if loss.any():
+                ids.append(tokens)
+                flags.append(loss)
+                used += 1
+            else:
+                unused += len(tokens) - sum(part.special_tokens_mask)
+        rows.append(used)
+        dropped.append(unused)
+    return EncodedBatch(
+        examples,
+        np.concatenate(ids),
+        np.concatenate(flags),
+        np.array([len(tokens) for tokens in ids[1:]], dtype=np.int32),
+        np.array(rows, dtype=np.int32),
+        np.zeros(len(examples), dtype=np.bool_),
         np.array(dropped, dtype=np.int64),
     )
 

@@ -113,9 +113,9 @@ class ModelEvaluator:
         return model_metrics(found, time.perf_counter() - started), found.scores
 
     def _rows_for(self, candidate: Candidate, test: TokenDataset) -> TestSplit:
-        """The test split in the tokens of a model."""
+        """The test split with the task's targets, in the tokens of a model."""
         if self.base_tokens is None or self.prepared.vocabulary is None:
-            return test
+            return TASKS[self.prepared.task].held_out_rows(test)
         if candidate.has_new_tokens:
             return RowsWithNewTokens(test, self.base_tokens)
         task = TASKS[self.prepared.task]

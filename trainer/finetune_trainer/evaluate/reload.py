@@ -48,7 +48,8 @@ class ReloadCheck:
         """
         reference = read_reference(config, store)
         data = TokenDataset.open(store, prepared.dataset_uri, reference.split, cache)
-        return cls(prepared, Sample(reference.split, data, reference.rows), reference)
+        rows = TASKS[prepared.task].held_out_rows(data)
+        return cls(prepared, Sample(reference.split, rows, reference.rows), reference)
 
     def __call__(self, model: Any, uri: str, pad_token_id: int) -> Reloaded:
         """Measure a reloaded model. Raises ExportUnusableError if it is not the trained model."""

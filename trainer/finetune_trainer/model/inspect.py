@@ -106,7 +106,16 @@ def check_task(facts: ModelFacts, uri: str, task: Task) -> None:
         kind = "an encoder-decoder" if facts.is_encoder_decoder else "an encoder"
         raise ModelUnusableError(
             f"{uri} is {kind} (model_type {model_type}), which cannot be trained as a {task} model",
-            advice="use it with Classification data, or choose a decoder model such as Llama, Qwen, Gemma or SmolLM",
+            advice="use it with Classification data, "
+            + ("set spec.model.task: MaskedLM to continue its pre-training on Text, " if reads_only else "")
+            + "or choose a decoder model such as Llama, Qwen, Gemma or SmolLM",
+        )
+    if TASKS[task].needs_encoder and (facts.is_decoder or facts.is_encoder_decoder):
+        kind = "an encoder-decoder" if facts.is_encoder_decoder else "a decoder"
+        raise ModelUnusableError(
+            f"{uri} is {kind} (model_type {model_type}), which cannot be trained as a {task} model",
+            advice="choose an encoder such as BERT, RoBERTa, DistilBERT or ModernBERT"
+            + ("" if facts.is_encoder_decoder else ", or remove spec.model.task to train it to predict the next token"),
         )
     if model_type not in head_types:
         known = model_type in configuration_auto.CONFIG_MAPPING

@@ -18,6 +18,7 @@ from .metrics import ClassificationMetrics
 if TYPE_CHECKING:
     import torch
 
+    from ..data.info import Masking
     from ..data.tokenise import Encode
 
 IGNORED = -100
@@ -58,6 +59,15 @@ class TestSplit(Split, Protocol):
 
     def units(self) -> npt.NDArray[np.int64] | None:
         """What the loss of a language model is divided by, shape (rows,). None: the tokens that carry loss."""
+        ...
+
+
+class StoredSplit(TestSplit, Protocol):
+    """A split of a prepared data set."""
+
+    @property
+    def masking(self) -> Masking | None:
+        """What replaces masked tokens. None: the task masks none."""
         ...
 
 
@@ -129,12 +139,14 @@ class TrainingTask(ABC):
     """Class of transformers that loads a model with the task's head."""
     head_types: ClassVar[str]
     """Mapping in `transformers.models.auto.modeling_auto` from the model types that have such a head."""
-    peft_type: ClassVar[str]
-    """Member of `peft.TaskType`."""
+    peft_type: ClassVar[str | None]
+    """Member of `peft.TaskType`; None if PEFT has none for the task."""
     pipeline_tag: ClassVar[str]
     """The hub's name of the task."""
     needs_decoder: ClassVar[bool]
     """Whether only models that were trained to write can be used."""
+    needs_encoder: ClassVar[bool] = False
+    """Whether only models that read a text in both directions can be used."""
     model_inputs: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     """Tensors of a batch that the model is called with; the others are for the loss."""
     may_draw_head: ClassVar[bool]
@@ -240,6 +252,24 @@ class TrainingTask(ABC):
     @abstractmethod
     def has_target(self, row: Mapping[str, Any]) -> bool:
         """Whether any loss falls on a row."""
+
+    def masking(self, tokenizer: Any, uri: str) -> Masking | None:
+        """What replaces masked tokens; None if the task masks none. `uri` is the address of the model, for messages.
+
+        Raises ModelUnusableError if the tokenizer cannot be used.
+        """
+        del tokenizer, uri
+        return None
+
+    def training_rows(self, rows: StoredSplit, *, seed: int, epoch: int) -> Split:
+        """The rows as an epoch (from 0) trains them. A task that draws the targets of a row draws others in each epoch,
+        as a function of nothing but the seed, the epoch and the number of the row."""
+        del seed, epoch
+        return rows
+
+    def held_out_rows(self, rows: StoredSplit) -> TestSplit:
+        """The rows as models are measured on them, with the same targets for every model and seed."""
+        return rows
 
     # ---- loss ----
 

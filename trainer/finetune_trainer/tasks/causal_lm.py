@@ -1,7 +1,6 @@
 """Causal language models: the next token, wherever the data asks for it."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from finetune_api.v1alpha1 import Metric, Task
+from finetune_api.v1alpha1 import Task
 
 from .base import (
     IGNORED,
@@ -23,14 +22,10 @@ from .base import (
     TestSplit,
     TokenTask,
     ValidationScores,
-    WeightedMean,
 )
 from .chunked_loss import DeferredLogits
-from .forward import batches, cross_entropy, device_of
-from .metrics import perplexity
-
-LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**31}
-"""Room for the 32-bit logits of one batch. Larger batches gain nothing on a CPU, where 256 MiB is beyond any cache."""
+from .forward import batches, cross_entropy
+from .language import PerplexityScores, measured_texts, tokens_within_room, vocabulary_of
 
 
 @TASKS.register
@@ -81,44 +76,23 @@ class CausalLM(TokenTask):
     def validation_scores(self, rows: int, labels: tuple[str, ...]) -> ValidationScores:
         """Perplexity."""
         del rows, labels
-        return _Perplexity()
+        return PerplexityScores()
 
     def measure(
         self, model: torch.nn.Module, split: TestSplit, collate: Collate, labels: tuple[str, ...], report: Report
     ) -> Measured:
         """Loss and perplexity."""
         del labels
-        found = likelihood(model, split, collate, report, vocabulary=_vocabulary(model))
-        # The rows of one text depend on each other: intervals and the paired test count texts.
-        _, text = np.unique(split.documents(), return_inverse=True)
+        found = likelihood(model, split, collate, report, vocabulary=vocabulary_of(model))
         units = split.units()
-        counts = found.tokens if units is None else units
-        losses: npt.NDArray[np.float64] = np.bincount(text, found.losses).astype(np.float64)
-        tokens: npt.NDArray[np.float64] = np.bincount(text, counts).astype(np.float64)
-        loss = float(losses.sum() / max(1, tokens.sum()))
-        with_targets = tokens > 0
-        return Measured(
-            metrics={Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)},
-            examples=len(tokens),
-            scores=losses[with_targets] / tokens[with_targets],
-            tokens=int(counts.sum()),
-            means=(WeightedMean(losses, tokens, _OF_LOSS),) if math.isfinite(loss) else (),
-        )
+        return measured_texts(split, found.losses, found.tokens if units is None else units)
 
     def row_losses(
         self, model: torch.nn.Module, split: Split, collate: Collate, report: Report
     ) -> npt.NDArray[np.float64]:
         """Mean over the tokens that carry loss; every row has to have one."""
-        found = likelihood(model, split, collate, report, vocabulary=_vocabulary(model))
+        found = likelihood(model, split, collate, report, vocabulary=vocabulary_of(model))
         return found.losses / found.tokens
-
-
-_OF_LOSS: dict[Metric, Callable[[float], float]] = {Metric.LOSS: float, Metric.PERPLEXITY: perplexity}
-
-
-class _Perplexity(ValidationScores):
-    def metrics(self, loss: float) -> dict[Metric, float]:
-        return {Metric.LOSS: loss, Metric.PERPLEXITY: perplexity(loss)}
 
 
 @dataclass(frozen=True)
@@ -142,7 +116,7 @@ def likelihood(
     """
     model.eval()
     losses, tokens = np.zeros(len(split), np.float64), np.zeros(len(split), np.int64)
-    piece = max(1, LOGITS_BYTES[device_of(model).type] // (4 * vocabulary))
+    piece = tokens_within_room(model, vocabulary)
     for rows, batch in batches(model, split, collate, report, max_tokens=piece):
         targets = batch["labels"][:, 1:]  # position t predicts token t + 1
         tokens[rows] = (targets != IGNORED).sum(dim=1).cpu().numpy()
@@ -152,10 +126,6 @@ def likelihood(
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
             losses[rows] = _summed_loss(logits[:, :-1], targets)
     return Likelihood(losses, tokens)
-
-
-def _vocabulary(model: Any) -> int:
-    return int(model.config.get_text_config().vocab_size)
 
 
 def _loss_in_pieces(

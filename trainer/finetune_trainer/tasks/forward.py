@@ -28,14 +28,17 @@ def cross_entropy(
 
 
 @torch.inference_mode()
-def classify(model: torch.nn.Module, split: Split, collate: Collate, report: Report) -> Classified:
+def classify(
+    model: torch.nn.Module, split: Split, collate: Collate, report: Report, *, max_tokens: int | None = None
+) -> Classified:
     """Predictions and losses of every target of a split; `model` is left in evaluation mode.
 
-    The logits have the shape of the labels, (rows,) or (rows, tokens), and one more axis for the classes.
+    The logits have the shape of the labels, (rows,) or (rows, tokens), and one more axis for the classes. `max_tokens`:
+    see `batches`.
     """
     model.eval()
     found: list[tuple[npt.NDArray[Any], ...]] = []
-    for rows, batch in batches(model, split, collate, report):
+    for rows, batch in batches(model, split, collate, report, max_tokens=max_tokens):
         labels = batch.pop("labels")
         has_label = labels != IGNORED
         logits, targets = model(**batch).logits[has_label].float(), labels[has_label]

@@ -193,7 +193,7 @@ class TrainingLoop:
                 parts.checkpoints.restore_rng(restored.manifest)
             loader = iter(
                 DataLoader(
-                    parts.rows,
+                    parts.rows.in_epoch(each),
                     batch_sampler=parts.batches.micro_batches(each, rank=dist.get_rank(), first=first),
                     collate_fn=parts.collator,
                     pin_memory=parts.config.world.gpus,

@@ -4,6 +4,7 @@ The last batch of an epoch is filled with padding rows, which have no label, so 
 for any number of ranks. (accelerate fills it with rows of the first batch; their number depends on the ranks.)
 """
 
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from ..data.order import Lengths, Order, epoch_order
 from ..data.packs import PackPlan, epoch_packs, histogram_of, plan_packs
 from ..data.shards import TokenDataset
 from ..tasks import TASKS
-from ..tasks.base import join_rows
+from ..tasks.base import Split, join_rows
 
 PADDING_ROW = -1
 """Index of the padding row, which has one token and no label."""
@@ -119,9 +120,16 @@ class PackedBatches(GlobalBatches):
 class RowsWithPadding(Dataset[dict[str, Any]]):
     """A TokenDataset with an additional padding row, whose index is PADDING_ROW."""
 
-    def __init__(self, rows: TokenDataset, task: Task) -> None:
-        self._rows = rows
-        self._padding_row = TASKS[task].padding_row(rows[0])
+    def __init__(self, rows: TokenDataset, task: Task, *, seed: int = 0) -> None:
+        self._stored, self._task, self._seed = rows, TASKS[task], seed
+        self._rows: Split = rows
+        self._padding_row = self._task.padding_row(rows[0])
+
+    def in_epoch(self, epoch: int) -> "RowsWithPadding":
+        """The rows with the targets of an epoch."""
+        found = copy(self)
+        found._rows = self._task.training_rows(self._stored, seed=self._seed, epoch=epoch)
+        return found
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -133,8 +141,14 @@ class RowsWithPadding(Dataset[dict[str, Any]]):
 class PackedRows(Dataset[dict[str, Any]]):
     """The examples of a TokenDataset joined to packs. The index of a pack has the numbers of its examples."""
 
-    def __init__(self, rows: TokenDataset, task: Task) -> None:
-        self._rows = RowsWithPadding(rows, task)
+    def __init__(self, rows: TokenDataset, task: Task, *, seed: int = 0) -> None:
+        self._rows = RowsWithPadding(rows, task, seed=seed)
+
+    def in_epoch(self, epoch: int) -> "PackedRows":
+        """The packs of rows with the targets of an epoch."""
+        found = copy(self)
+        found._rows = self._rows.in_epoch(epoch)
+        return found
 
     def __getitem__(self, index: tuple[int, ...]) -> dict[str, Any]:
         return join_rows([self._rows[row] for row in index])

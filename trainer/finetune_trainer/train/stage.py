@@ -43,6 +43,7 @@ from ..stage_log import log_parameters, log_train_started, log_trained
 from ..stop import StopFlag
 from ..store.client import ObjectStore
 from ..tasks import TASKS
+from ..tasks.base import TestSplit
 from ..tasks.chunked_loss import ChunkingError, defer_logits
 from ..tracking.base import Outcome as TrackingOutcome
 from ..tracking.reports import open_reports
@@ -159,7 +160,9 @@ class _Attempt:
             checkpoints=checkpoints,
             report=self.report,
             stop=self.stop,
-            rows=(PackedRows if is_packed else RowsWithPadding)(rows, prepared.task),
+            rows=(PackedRows if is_packed else RowsWithPadding)(
+                rows, prepared.task, seed=self.config.spec.training.seed
+            ),
             batches=self._batches(rows),
             collator=collator,
             validator=self._validator(collator, device) if plan.evaluate_every else None,
@@ -265,9 +268,12 @@ class _Attempt:
     def _split(self, name: str) -> TokenDataset:
         return TokenDataset.open(self.store, self.config.prepared.dataset_uri, name, self.runtime.cache)
 
+    def _held_out(self, name: str) -> TestSplit:
+        return TASKS[self.config.prepared.task].held_out_rows(self._split(name))
+
     def _validator(self, collator: Collator, device: torch.device) -> Validator:
         return Validator(
-            dataset=self._split("validation"),
+            dataset=self._held_out("validation"),
             collator=collator,
             task=self.config.prepared.task,
             labels=self.config.prepared.labels,
@@ -303,7 +309,7 @@ class _Attempt:
     def _record_reference(self, loop: TrainingLoop) -> None:
         """Measure the model that is exported. The evaluate stage compares every exported folder with the result."""
         prepared = self.config.prepared
-        sample = choose_sample(prepared, self._split)
+        sample = choose_sample(prepared, self._held_out)
         reference = measure(loop.engine, sample, task=prepared.task, device=loop.parts.device)
         if self.runtime.is_main:
             write_reference(self.config, self.store, reference)

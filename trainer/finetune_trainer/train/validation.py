@@ -14,16 +14,16 @@ from torch import nn
 from finetune_api.v1alpha1 import Metric, Task
 
 from ..data.collate import Collator
-from ..data.shards import TokenDataset
 from ..stop import StopFlag
 from ..tasks import TASKS
+from ..tasks.base import Split
 
 
 @dataclass
 class Validator:
     """Evaluates one split; every call is collective."""
 
-    dataset: TokenDataset
+    dataset: Split
     collator: Collator
     task: Task
     labels: tuple[str, ...]
