@@ -36,6 +36,7 @@ from .v1alpha1 import (
     VolumeMount,
 )
 from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
+from .v1alpha1.methods.lora import LoraInit, LoraVariant
 from .v1alpha1.pod import KEY_PATTERN, POD_BLOCKS
 from .v1alpha1.quantities import amount, seconds
 from .v1alpha1.training import SCHEDULE_DEFAULTS, SCHEDULES_WITH
@@ -66,6 +67,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _freeze,
         _pruning,
         _gradual_unfreezing,
+        _lora_init,
         _vocabulary,
         _no_credentials,
         _model_registry,
@@ -199,6 +201,24 @@ def _gradual_unfreezing(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             "spec.method.full.gradualUnfreezing",
             f"must have exactly one of epochsPerPhase, stepsPerPhase, not {found}; write one of them",
+        )
+
+
+def _lora_init(spec: Spec) -> Iterator[Violation]:
+    lora, path = spec.method.lora, "spec.method.lora.init"
+    if lora is None or lora.init is not LoraInit.PISSA:
+        return
+    if lora.variant is not LoraVariant.LORA:
+        yield Violation(
+            path,
+            f"must not be PiSSA with variant {lora.variant}, whose update the exported adapter of twice the rank would "
+            "not have; remove init or variant",
+        )
+    if spec.model.quantization is not None:
+        yield Violation(
+            path,
+            "must not be PiSSA with spec.model.quantization, because its singular vectors are taken out of the "
+            "unquantized matrices; remove one of them",
         )
 
 

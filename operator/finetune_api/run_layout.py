@@ -100,6 +100,15 @@ class RunLayout:
         return f"{self.uri}/pruning/{digest}.safetensors"
 
     @property
+    def initial_weights(self) -> str:
+        """The digest of the values that an adapter begins with, if they are computed from the base model."""
+        return f"{self.uri}/initial-weights.json"
+
+    def initial_weights_file(self, digest: str) -> str:
+        """The values with this SHA-256."""
+        return f"{self.uri}/initial-weights/{digest}.safetensors"
+
+    @property
     def tensorboard(self) -> str:
         """Folder with the event files of `spec.tracking.tensorBoard`."""
         return f"{self.uri}/tensorboard"

@@ -66,6 +66,7 @@ CLASSIFIERS = [
     ("baselines", 0.8),
     ("clean", 0.5),
     ("dora", 0.3),
+    ("pissa", 0.3),
     ("ia3", 0.3),
     ("layer-norm-tuning", 0.3),
     ("few-shot", 0.3),

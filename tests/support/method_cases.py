@@ -13,6 +13,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"dropout": 0.1}},
     "lora-RsLoRA": {"lora": {"variant": "RsLoRA"}},
     "lora-DoRA": {"lora": {"variant": "DoRA"}},
+    "lora-PiSSA": {"lora": {"init": "PiSSA", "rank": 4}},
     "lora-plus": {"lora": {"learningRateRatio": 4}},
     "ia3": {"ia3": {}},
     "promptTuning": {"promptTuning": {}},

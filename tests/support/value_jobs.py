@@ -96,7 +96,16 @@ TRAINED: dict[str, dict[str, Any]] = {
             "packing": "LengthGrouped",
             "onBadRecord": "Fail",
         },
-        "method": {"lora": {"rank": 4, "alpha": 16, "dropout": 0.1, "targets": ["query", "value"], "variant": "LoRA"}},
+        "method": {
+            "lora": {
+                "rank": 4,
+                "alpha": 16,
+                "dropout": 0.1,
+                "targets": ["query", "value"],
+                "variant": "LoRA",
+                "init": "PiSSA",
+            }
+        },
         "training": {
             **_SHORT,
             "schedule": "Linear",
@@ -268,7 +277,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "columns": {"messages": "transitions"},
             "packing": "Packed",
         },
-        "method": {"lora": {"variant": "RsLoRA", "learningRateRatio": 4}},
+        "method": {"lora": {"variant": "RsLoRA", "init": "Kaiming", "learningRateRatio": 4}},
         "training": {
             **_SHORT,
             "schedule": "InverseSqrt",
@@ -283,7 +292,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "format": "TokenClassification",
             "columns": {"tokens": "words", "tags": "names"},
         },
-        "method": {"lora": {"variant": "DoRA"}},
+        "method": {"lora": {"variant": "DoRA", "init": "Gaussian"}},
         "training": {
             **_SHORT,
             "schedule": "WarmupStableDecay",

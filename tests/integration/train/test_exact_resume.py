@@ -18,6 +18,7 @@ CASES = [
         (2, "lora-RsLoRA", "bert-dropout"),
         (2, "lora-DoRA", "bert-dropout"),
         (3, "lora-DoRA", "llama"),
+        (2, "lora-PiSSA", "bert-dropout"),
         (2, "lora-plus", "bert-dropout"),
         (3, "lora-plus", "llama"),
         (2, "ia3", "bert-dropout"),

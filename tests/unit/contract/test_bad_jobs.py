@@ -368,6 +368,19 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         ("spec.evaluation", {"baselines": []}, None),
         (
+            "spec.method",
+            {"lora": {"init": "PiSSA", "variant": "DoRA"}},
+            "spec.method.lora.init must not be PiSSA with variant DoRA, whose update the exported adapter of twice the "
+            "rank would not have; remove init or variant",
+        ),
+        (
+            "spec",
+            job_with("spec.model", {"uri": "s3://bucket/m", "quantization": "NF4"})["spec"]
+            | {"method": {"lora": {"init": "PiSSA"}}},
+            "spec.method.lora.init must not be PiSSA with spec.model.quantization, because its singular vectors",
+        ),
+        ("spec.method", {"lora": {"init": "PiSSA"}}, None),
+        (
             "spec",
             job_with("spec.model", {"uri": "s3://bucket/m", "task": "MaskedLM", "vocabulary": {"add": ["a"]}})["spec"]
             | {"data": {"train": [{"uri": "s3://bucket/t.csv"}], "format": "Text"}},

@@ -10,6 +10,7 @@ import tiny_models
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Task
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
+from finetune_trainer.model.initial_weights import begin_with
 from finetune_trainer.model.inspect import inspect_model
 from finetune_trainer.model.load import load_model
 from finetune_trainer.model.reload import reload_adapter, reload_model
@@ -22,6 +23,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "LoRA": {"lora": {}},
     "RsLoRA": {"lora": {"variant": "RsLoRA"}},
     "DoRA": {"lora": {"variant": "DoRA"}},
+    "Gaussian": {"lora": {"init": "Gaussian"}},
+    "PiSSA": {"lora": {"init": "PiSSA", "alpha": 8}},
     "norms": {"layerNormTuning": {}},
 }
 FAMILIES = {
@@ -56,6 +59,8 @@ def test_merged_model_and_adapter_are_the_trained_model(family: str, block: str,
 
     method.check(base, spec.block, TASKS[task])
     model: Any = method.apply(fresh(3), spec.block, TASKS[task], seed=1)
+    if method.has_initial_weights(spec.block):
+        begin_with(model, method, spec.block, method.initial_weights(model, spec.block, seed=1))
     torch.testing.assert_close(logits(model), logits(fresh(3)))  # it begins as the base model
     weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     counted = sum(value.numel() for name, value in weights.items() if ".modules_to_save." not in name)

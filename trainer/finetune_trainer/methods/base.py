@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection, Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -142,6 +142,24 @@ class FineTuningMethod(ABC, Generic[Block]):
     def apply(self, model: PreTrainedModel, block: Block, task: TrainingTask, *, seed: int) -> nn.Module:
         """The model to train, with `requires_grad` set on the parameters that are trained. New ones are drawn from
         `seed`. Raises BadConfigError where the block does not fit the model."""
+
+    def has_initial_weights(self, block: Block) -> bool:
+        """Whether training begins with values that are computed from the base model, once per run."""
+        del block
+        return False
+
+    def initial_weights(self, model: Any, block: Block, *, seed: int) -> Weights:
+        """These values by the name of the trained parameter, in 32 bit.
+
+        `model` is the result of `apply`, not partitioned.
+        """
+        raise NotImplementedError(f"{self.name} has no such values")
+
+    def base_differences(self, model: Any, block: Block, initial: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+        """Parameters of the base model with what must be subtracted from each, so that the model with `initial` is the
+        base model."""
+        del model, block, initial
+        return iter(())
 
     def rate_factors(self, model: nn.Module, block: Block) -> dict[str, float]:
         """Trained parameter -> its learning rate divided by `spec.training.learningRate`. Absent: 1.

@@ -7,18 +7,30 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.v1alpha1 import Lora
-from finetune_api.v1alpha1.methods.lora import LoraVariant
+from finetune_api.v1alpha1.methods.lora import LoraInit, LoraVariant
 
+from ..errors import BadConfigError
 from ..tasks import TrainingTask
 from .adapters import AdapterMethod
-from .base import METHODS, ModelSizes, ParameterCounts
+from .base import METHODS, ModelSizes, ParameterCounts, Weights
 from .counts import ActivationCounts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import torch
+    from peft import PeftModel
     from torch import nn
+    from transformers import PreTrainedModel
 
 _MATRIX_B = re.compile(r"\.lora_(embedding_)?B\.")
 """Part of PEFT's names of the matrices B."""
+_ADAPTER = "default"
+"""PEFT's name of the adapter."""
+_MORE_VECTORS, _ITERATIONS = 10, 16
+"""Of the randomized singular value decomposition (Halko et al. 2011, arXiv 0909.4061): the leading vectors are exact up
+to rounding where the singular values fall."""
 
 
 @METHODS.register
@@ -69,13 +81,146 @@ class LoraMethod(AdapterMethod[Lora]):
             modules_to_save=list(trained_whole) or None,
             use_rslora=block.variant is LoraVariant.RSLORA,
             use_dora=block.variant is LoraVariant.DORA,
+            # PEFT would compute PiSSA again in every process, with other singular vectors on another machine.
+            init_lora_weights="gaussian" if block.init is LoraInit.GAUSSIAN else True,
             task_type=task.peft_type,
         )
+
+    def note(self, folder: Path, block: Lora, task: TrainingTask) -> str:
+        """That training begins with singular vectors."""
+        del folder, task
+        if block.init is not LoraInit.PISSA:
+            return ""
+        return (
+            f"PiSSA: the adapter begins with the {block.rank} largest singular values of each adapted matrix; the "
+            f"exported adapter has rank {2 * block.rank}"
+        )
+
+    def adapted(self, model: PreTrainedModel, block: Lora, task: TrainingTask) -> PeftModel:
+        """Also checks that PiSSA can be computed. Raises BadConfigError if it cannot."""
+        found = super().adapted(model, block, task)
+        if block.init is LoraInit.PISSA:
+            _check_pissa(found, block)
+        return found
+
+    def has_initial_weights(self, block: Lora) -> bool:
+        """With PiSSA."""
+        return block.init is LoraInit.PISSA
+
+    def initial_weights(self, model: Any, block: Lora, *, seed: int) -> Weights:
+        """The singular vectors of every adapted matrix, each multiplied with the root of its singular value."""
+        import torch
+
+        found: Weights = {}
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            for name, layer in _lora_layers(model):
+                weight = _outputs_by_inputs(layer, layer.get_base_layer().weight.float())
+                more = min(block.rank + _MORE_VECTORS, *weight.shape)
+                left, values, right = torch.svd_lowrank(weight, q=more, niter=_ITERATIONS)
+                root = (values[: block.rank] / layer.scaling[_ADAPTER]).sqrt()
+                found[f"{name}.lora_A.{_ADAPTER}.weight"] = (
+                    (root[:, None] * right[:, : block.rank].T).contiguous().cpu()
+                )
+                found[f"{name}.lora_B.{_ADAPTER}.weight"] = (left[:, : block.rank] * root).contiguous().cpu()
+        return found
+
+    def base_differences(self, model: Any, block: Lora, initial: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+        """The product of both initial matrices, for every adapted matrix."""
+        del block
+        for name, layer in _lora_layers(model):
+            first, second = (initial[f"{name}.lora_{which}.{_ADAPTER}.weight"] for which in "AB")
+            yield f"{name}.base_layer.weight", _outputs_by_inputs(layer, layer.scaling[_ADAPTER] * (second @ first))
+
+    def merged(
+        self,
+        model: Any,
+        weights: Weights,
+        block: Lora,
+        task: TrainingTask,
+        load_base: Callable[[], PreTrainedModel],
+    ) -> tuple[PreTrainedModel, Weights]:
+        """A fresh base model with the adapter added to its matrices."""
+        if initial := _initial_weights(model):
+            weights, block = _with_difference(weights, initial), _of_twice_the_rank(block)
+        return super().merged(model, weights, block, task, load_base)
+
+    def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> None:
+        """A folder that `PeftModel.from_pretrained` loads on the unchanged base model, also with PiSSA."""
+        initial = _initial_weights(model)
+        if not initial:
+            super().save_adapter(model, weights, folder, base=base, revision=revision)
+            return
+        configuration = model.active_peft_config
+        own = configuration.r, configuration.lora_alpha
+        configuration.r, configuration.lora_alpha = (2 * size for size in own)
+        try:
+            weights = _with_difference(weights, initial)
+            super().save_adapter(model, weights, folder, base=base, revision=revision)
+        finally:
+            configuration.r, configuration.lora_alpha = own
 
     def rate_factors(self, model: nn.Module, block: Lora) -> dict[str, float]:
         """`learningRateRatio` for the matrices B, also those of embeddings."""
         ratio = block.learning_rate_ratio or 1.0
         return {} if ratio == 1.0 else {name: ratio for name, _ in model.named_parameters() if _MATRIX_B.search(name)}
+
+
+def _initial_weights(model: Any) -> Weights:
+    """What the adapter began with, if the base model was changed by it; see `model.initial_weights.begin_with`."""
+    found: Weights = getattr(model, "initial_weights", {})
+    return found
+
+
+def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Name and module of every adapted layer."""
+    from peft.tuners.lora import LoraLayer
+
+    yield from ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def _outputs_by_inputs(layer: Any, matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix as the layer stores it with its axes as outputs and inputs, and the reverse: GPT-2 stores them
+    transposed."""
+    return matrix.T if layer.fan_in_fan_out else matrix
+
+
+def _check_pissa(model: PeftModel, block: Lora) -> None:
+    """Raise BadConfigError unless the adapted layers are linear, and have at least as many singular values as the
+    rank."""
+    for name, layer in _lora_layers(model):
+        shape = getattr(layer.get_base_layer().weight, "ds_shape", layer.get_base_layer().weight.shape)
+        if len(shape) != 2 or layer.lora_embedding_A:
+            raise BadConfigError(
+                f"spec.method.lora.init must not be PiSSA for {name.rpartition('.')[2]}, which is not a linear layer",
+                advice="remove init, or the layer from spec.method.lora.targets",
+            )
+        if block.rank > min(shape):
+            raise BadConfigError(
+                f"spec.method.lora.rank must be at most {min(shape)} with init PiSSA, the number of singular values of "
+                f"{name.rpartition('.')[2]}, not {block.rank}",
+                advice="lower rank, or remove init",
+            )
+
+
+def _with_difference(weights: Weights, initial: Weights) -> Weights:
+    """An adapter of twice the rank for the unchanged base model: the update is B*A - B0*A0, with the initial A0, B0."""
+    import torch
+
+    def widened(name: str, value: torch.Tensor) -> torch.Tensor:
+        if name not in initial:
+            return value
+        other = initial[name].to(value.dtype)
+        is_second = _MATRIX_B.search(name) is not None
+        return torch.cat([value, -other], dim=1) if is_second else torch.cat([value, other])
+
+    return {name: widened(name, value) for name, value in weights.items()}
+
+
+def _of_twice_the_rank(block: Lora) -> Lora:
+    """The block of the result of `_with_difference`; the update keeps its scale."""
+    changed = {"rank": 2 * block.rank, "alpha": 2 * block.scale, "init": LoraInit.KAIMING}
+    return block.model_copy(update=changed)
 
 
 def _adapted_matrices(sizes: ModelSizes, block: Lora) -> list[tuple[int, int]]:

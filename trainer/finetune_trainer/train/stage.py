@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +26,12 @@ from ..data.shards import TokenDataset
 from ..errors import BadConfigError, DivergedError, FencedError, StoppedError
 from ..learning_rate import ChosenRate, choose, rates_to_test, steps_of_test, too_small
 from ..methods import METHODS
+from ..methods.base import Weights
 from ..methods.pruning import Masks
 from ..methods.pruning.record import PruningRecord
 from ..model.export import Exported, export
 from ..model.fetch import prepared_model
+from ..model.initial_weights import begin_with
 from ..model.load import load_model
 from ..model.pruning import check_zeros, keep_zeros, set_zeros
 from ..model.quantize import BaseQuantization, elements
@@ -48,6 +50,7 @@ from ..tasks.chunked_loss import ChunkingError, defer_logits
 from ..tracking.base import Outcome as TrackingOutcome
 from ..tracking.reports import open_reports
 from .engine import Engine, build_engine, partitioned_models
+from .initial_weights import initial_weights_of_run
 from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups
 from .plan import TrainingPlan, training_plan
@@ -91,6 +94,8 @@ class _Attempt:
     runtime: RuntimeEnv
     report: ProgressReporter
     stop: StopFlag
+    initial_weights: Weights = field(default_factory=dict)
+    """Values that the trained parameters begin with; empty: those of the method."""
 
     def run(self) -> TrainResult:
         plan = training_plan(self.config)
@@ -126,6 +131,7 @@ class _Attempt:
             # The duration of downloads differs between ranks, but under ZeRO-3 the ranks build the model together.
             stop_if_agreed(self.stop.requested, where="before the model was loaded")
             pruning = pruning_of_run(self.config, base, self._split("train"), parts, self.store)
+            self.initial_weights = initial_weights_of_run(self.config, base, parts, self.store)
         if self.config.spec.training.learning_rate is None:
             parts = self._with_learning_rate(parts, base, pruning)
         with self.report.phase("model"):
@@ -232,7 +238,10 @@ class _Attempt:
             quantization=BaseQuantization.of(spec.model.quantization, device_of(self.config, self.runtime)),
         )
         method = METHODS[spec.method.name]
-        return method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
+        trained = method.apply(model, spec.method.block, TASKS[prepared.task], seed=spec.training.seed)
+        if self.initial_weights:
+            begin_with(trained, method, spec.method.block, self.initial_weights)
+        return trained
 
     def _pruned_model(self, base: Path, pruning: PruningRecord | None) -> tuple[nn.Module, Masks]:
         """Load the model with the zeros of `spec.method.full.pruning`, which stay zero. Collective."""

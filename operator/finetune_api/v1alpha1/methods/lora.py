@@ -18,6 +18,14 @@ class LoraVariant(StrEnum):
     DORA = "DoRA"
 
 
+class LoraInit(StrEnum):
+    """What the matrices A and B begin with."""
+
+    KAIMING = "Kaiming"
+    GAUSSIAN = "Gaussian"
+    PISSA = "PiSSA"
+
+
 class Lora(MethodBlock):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through PEFT; the base model stays frozen."""
 
@@ -43,6 +51,12 @@ class Lora(MethodBlock):
     """RsLoRA scales the update by alpha / sqrt(rank), which keeps high ranks stable (Kalajdzievski 2023, arXiv
     2312.03732). DoRA also trains the length of each row of the updated matrix (Liu et al. 2024, arXiv 2402.09353):
     often better at low ranks, and slower."""
+
+    init: LoraInit = LoraInit.KAIMING
+    """Kaiming and Gaussian draw A at random, from a uniform and from a normal distribution, and begin with B = 0. PiSSA
+    begins with the largest singular values and vectors of each matrix, whose rest stays frozen (Meng et al. 2024, arXiv
+    2404.02948): it often learns faster. The exported adapter then has twice the rank. Only with variant LoRA, and
+    without `model.quantization`."""
 
     learning_rate_ratio: Annotated[float, Field(ge=1.0, le=1024.0)] | None = None
     """Learning rate of the matrices B divided by `training.learningRate`, which the matrices A keep (LoRA+; Hayou et
