@@ -67,6 +67,7 @@ CLASSIFIERS = [
     ("clean", 0.5),
     ("dora", 0.3),
     ("pissa", 0.3),
+    ("osft", 0.3),
     ("ia3", 0.3),
     ("layer-norm-tuning", 0.3),
     ("few-shot", 0.3),

@@ -23,6 +23,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "pTuning": {"pTuning": {}},
     "pTuning-LSTM": {"pTuning": {"encoderReparameterization": "LSTM"}},
     "layerNormTuning": {"layerNormTuning": {}},
+    "osft": {"osft": {}},
 }
 """Case -> `spec.method`."""
 

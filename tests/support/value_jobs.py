@@ -219,6 +219,13 @@ TRAINED: dict[str, dict[str, Any]] = {
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
         "workers": {"nodes": 2},
     },
+    "classifier-subspace": {
+        "model": {"uri": "{models}/bert", "task": "SequenceClassification", "dtype": "BFloat16"},
+        "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
+        "method": {"osft": {"keptShare": 0.7, "targets": ["query", "dense"]}},
+        "training": _SHORT,
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
+    },
     "prefixed": {
         "model": {"uri": "{models}/llama", "task": "CausalLM"},
         "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},

@@ -8,6 +8,7 @@ from .methods.full import FullFineTune
 from .methods.ia3 import Ia3
 from .methods.layer_norm_tuning import LayerNormTuning
 from .methods.lora import Lora
+from .methods.osft import Osft
 from .methods.p_tuning import PTuning
 from .methods.prefix_tuning import PrefixTuning
 from .methods.prompt_tuning import PromptTuning
@@ -38,6 +39,9 @@ class Method(ApiModel, scope=Scope.RUN):
 
     layer_norm_tuning: LayerNormTuning | None = None
     """Train the normalization layers."""
+
+    osft: Osft | None = None
+    """Train the small singular values of the matrices."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

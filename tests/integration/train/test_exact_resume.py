@@ -24,6 +24,7 @@ CASES = [
         (2, "ia3", "bert-dropout"),
         (2, "layerNormTuning", "bert-dropout"),
         (1, "layerNormTuning", "llama"),
+        (2, "osft", "bert-dropout"),
         (3, "promptTuning", "llama"),
         (2, "freeze", "bert-dropout"),
         (2, "pruned", "bert-dropout"),

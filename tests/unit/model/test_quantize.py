@@ -30,7 +30,7 @@ FAMILIES = {
     "roberta": Task.SEQUENCE_CLASSIFICATION,  # its head has several layers
     "distilbert": Task.SEQUENCE_CLASSIFICATION,
 }
-ADAPTERS = [case for case, method in METHOD_CASES.items() if METHODS[next(iter(method))].is_adapter]
+ADAPTERS = [case for case, method in METHOD_CASES.items() if METHODS[next(iter(method))].block.support.quantizations]
 BYTES = {Quantization.NF4: 0.6, Quantization.INT8: 1.2}
 """For each weight of matrices of this size, at most."""
 

@@ -138,6 +138,7 @@ METHODS_OF: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4},
     "ia3": {"targets": ["query", "key", "value", "v_lin", "Wqkv"]},
     "layerNormTuning": {},
+    "osft": {},
 }
 
 

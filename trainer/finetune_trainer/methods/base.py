@@ -73,7 +73,7 @@ class ParameterCounts(NamedTuple):
 
     trained: int
     added: int
-    """Those of them that the base model does not have."""
+    """Values that the base model does not have: trained ones, and others that the method keeps."""
 
 
 class LoadedAdapter(NamedTuple):

@@ -68,7 +68,7 @@ class TrainingShape:
     trained: int
     """Number of trained parameters."""
     added: int
-    """Number of trained parameters that are added to those of the base model."""
+    """Number of values that the method adds to those of the base model."""
     nodes: int
     processes_per_node: int
     micro_batch: int
