@@ -81,6 +81,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _holdouts,
         _cleaning,
         _few_shot,
+        _weights,
         _augmentation,
         _batch,
         _fewest_workers,
@@ -604,6 +605,39 @@ def _few_shot(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             f"{path}.examples", f"must be absent for {task}, whose records have labels; write perClass instead"
         )
+
+
+def _weights(spec: Spec) -> Iterator[Violation]:
+    train, path = spec.data.train, "spec.data.train"
+    weighted = [index for index, source in enumerate(train) if source.weight != 1]
+    if not weighted:
+        return
+    if spec.data.few_shot is not None:
+        yield Violation(
+            f"{path}[{weighted[0]}].weight",
+            "must be absent with spec.data.fewShot, which selects a fixed number of records from all sources together; "
+            "remove one of them",
+        )
+    for index, source in enumerate(train):
+        first = next(place for place, other in enumerate(train) if _same_file(other.uri, source.uri))
+        if first != index and {first, index} & {*weighted}:
+            yield Violation(
+                f"{path}[{index}].uri",
+                f"must not be that of {path}[{first}], because a file has one weight; remove one of them and set the "
+                "weight of the other, above 1 to train more often on these files",
+            )
+
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether two addresses are the same file or glob. The revision `main` is the default one of the hub."""
+    return _normalized(one) == _normalized(other)
+
+
+def _normalized(uri: str) -> str:
+    scheme, _, path = uri.partition("://")
+    if scheme == "hf":
+        path = path.replace("@main/", "/", 1)
+    return f"{scheme}://{path if scheme == 's3' else posixpath.normpath(path)}"
 
 
 AUGMENTED_FORMATS = (DataFormat.CLASSIFICATION, DataFormat.TEXT)

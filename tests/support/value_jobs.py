@@ -279,7 +279,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "chats": {
         "model": {"uri": "{models}/llama-chat"},
         "data": {
-            "train": [{"uri": "s3://{bucket}/chats.jsonl"}],
+            "train": [{"uri": "s3://{bucket}/chats.jsonl", "weight": 1.5}],
             "format": "Chat",
             "columns": {"messages": "transitions"},
             "packing": "Packed",

@@ -15,6 +15,7 @@ from .data import (
     Packing,
     Redaction,
     Source,
+    TrainingSource,
 )
 from .job import FineTuneJob, Metadata, Reuse, Spec, UpdatePolicy
 from .method import Method
@@ -174,6 +175,7 @@ __all__ = [
     "TopologySpread",
     "Tracking",
     "Training",
+    "TrainingSource",
     "UpdatePolicy",
     "Vocabulary",
     "Volume",

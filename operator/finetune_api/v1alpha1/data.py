@@ -59,6 +59,16 @@ class Source(ApiModel, scope=Scope.DATA):
     `s3://bucket/key`, in a data set on the hub `hf://datasets/organization/name[@revision]/path`."""
 
 
+class TrainingSource(Source, scope=Scope.DATA):
+    """Files to train on."""
+
+    weight: Annotated[float, Field(ge=0.0001, le=100.0)] = 1.0
+    """How often an epoch has each record of these files. 2 repeats every record, 0.3 is a random sample of 30 %, drawn
+    by `training.seed`, and 2.3 is both. It applies to the records that are left in the training split after `cleaning`,
+    `validation` and `test`, which it does not change. The copies of `augmentation` are repeated or left out with their
+    record. Not with `fewShot`. Absent: 1."""
+
+
 class Holdout(ApiModel, scope=Scope.DATA):
     """A split that is never trained on: its own files, or a fraction of the training files."""
 
@@ -178,7 +188,7 @@ class Augmentation(ApiModel, scope=Scope.DATA):
 class Data(ApiModel, scope=Scope.DATA):
     """Training data, held-out splits and how records are read."""
 
-    train: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)]
+    train: Annotated[tuple[TrainingSource, ...], Field(min_length=1, max_length=64)]
     """Files to train on."""
 
     validation: Holdout = Holdout(fraction=0.1)

@@ -423,6 +423,38 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             | {"method": {"full": {"freeze": {"embeddings": True}}}},
             "spec.method.full.freeze.embeddings must be false with spec.model.vocabulary, whose new embeddings",
         ),
+        (
+            "spec.data.train",
+            [{"uri": "s3://bucket/t.csv", "weight": 0}],
+            "spec.data.train[0].weight must be at least 0.0001, not 0",
+        ),
+        (
+            "spec.data.train",
+            [{"uri": "s3://bucket/t.csv", "weight": 101}],
+            "spec.data.train[0].weight must be at most 100, not 101",
+        ),
+        (
+            "spec.data.test",
+            {"sources": [{"uri": "s3://bucket/t.csv", "weight": 2}]},
+            "spec.data.test.sources[0].weight",
+        ),
+        (
+            "spec.data.train",
+            [{"uri": "s3://bucket/a.csv"}, {"uri": "s3://bucket/b.csv"}, {"uri": "s3://bucket/a.csv", "weight": 2}],
+            "spec.data.train[2].uri must not be that of spec.data.train[0], because a file has one weight; remove one",
+        ),
+        (
+            "spec.data.train",
+            [{"uri": "hf://datasets/o/n/a.csv", "weight": 2}, {"uri": "hf://datasets/o/n@main/a.csv"}],
+            "spec.data.train[1].uri must not be that of spec.data.train[0]",
+        ),
+        ("spec.data.train", [{"uri": "s3://bucket/a.csv"}, {"uri": "s3://bucket/a.csv"}], None),
+        ("spec.data.train", [{"uri": "s3://bucket/a.csv", "weight": 3}, {"uri": "s3://bucket/b.csv"}], None),
+        (
+            "spec.data",
+            {"train": [{"uri": "s3://bucket/a.csv", "weight": 2}], "fewShot": {"examples": 5}},
+            "spec.data.train[0].weight must be absent with spec.data.fewShot, which selects a fixed number of records",
+        ),
         ("spec.data.fewShot", {}, "spec.data.fewShot must have exactly one of perClass, examples, not none; keep one"),
         ("spec.data.fewShot", {"perClass": 1, "examples": 1}, "exactly one of perClass, examples, not both; keep one"),
         (

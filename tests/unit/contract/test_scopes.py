@@ -40,6 +40,7 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
     ({"data": {"validation": {"fraction": 0.2}}}, {Scope.DATA}),
     ({"data": {"train": [{"uri": "s3://bucket/other.jsonl"}]}}, {Scope.DATA}),
     ({"data": {"fewShot": {"perClass": 8}}}, {Scope.DATA}),
+    ({"data": {"train": [{"uri": "s3://bucket/data/train.jsonl", "weight": 2}]}}, {Scope.DATA}),
     ({"data": {"augmentation": {"methods": ["WordSwap"]}}}, {Scope.DATA}),
     ({"model": {"uri": "s3://bucket/other"}}, {Scope.DATA}),
     ({"model": {"vocabulary": {"learn": 8}}}, {Scope.DATA}),

@@ -4,7 +4,7 @@ import pytest
 from tokenizers.pre_tokenizers import PreTokenizer
 
 import tiny_models
-from finetune_api.v1alpha1 import Columns, Data, DataFormat, Source, Task
+from finetune_api.v1alpha1 import Columns, Data, DataFormat, Task, TrainingSource
 from finetune_trainer.data.chat import renderer_of
 from finetune_trainer.data.formats import Formatter
 from finetune_trainer.data.prepare import make_formatter
@@ -29,7 +29,7 @@ TEMPLATES = {
 
 
 def data(data_format: DataFormat) -> Data:
-    return Data(train=(Source(uri="s3://bucket/a.jsonl"),), format=data_format)
+    return Data(train=(TrainingSource(uri="s3://bucket/a.jsonl"),), format=data_format)
 
 
 def chat_formatter(template: str) -> tuple[Formatter, object]:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 import tiny_models
-from finetune_api.v1alpha1 import Data, DataFormat, Source, Task
+from finetune_api.v1alpha1 import Data, DataFormat, Task, TrainingSource
 from finetune_trainer.data.messages import MEDIA_COLUMNS
 from finetune_trainer.data.prepare import make_formatter
 from finetune_trainer.data.problems import Place, RecordProblem
@@ -33,7 +33,7 @@ FAMILIES = {
 
 
 def data_of(data_format):
-    return Data(train=(Source(uri="s3://bucket/a.jsonl"),), format=data_format)
+    return Data(train=(TrainingSource(uri="s3://bucket/a.jsonl"),), format=data_format)
 
 
 def formatter_of(template, data_format=DataFormat.CHAT, **tokenizer):
@@ -301,7 +301,7 @@ def test_an_instruction_about_an_image_is_a_bad_record(template, column):
 
 
 def test_a_prompt_may_be_in_a_column_with_the_name_of_an_image_column():
-    data = Data(train=(Source(uri="s3://bucket/a.jsonl"),), columns={"prompt": "image", "completion": "output"})
+    data = Data(train=(TrainingSource(uri="s3://bucket/a.jsonl"),), columns={"prompt": "image", "completion": "output"})
     formatter = make_formatter(DataFormat.INSTRUCTION, data, tiny_models.tiny_tokenizer(), "s3://bucket/model")
     assert formatter({"image": "A cat on a mat", "output": "cat"}, PLACE).text == "A cat on a mat\n\ncat</s>"
 

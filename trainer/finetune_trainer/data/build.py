@@ -24,14 +24,23 @@ from ..progress import ProgressReporter
 from ..store.client import ObjectStore
 from ..store.uri import join
 from ..tasks import TASKS
-from . import few_shot, splits
+from . import few_shot, source_weights, splits
 from .augmentation import Augmentation
 from .augmentation import step as augmentation_step
 from .augmentation.step import augment_examples
 from .chat import TEMPLATE_DATE
 from .comparison import Comparison
 from .formats import FORMATS, Formatter
-from .info import DATASET_FILE, FORMAT_VERSION, SPLITS, DatasetInfo, RuleInfo, SourceInfo, read_dataset_info
+from .info import (
+    DATASET_FILE,
+    FORMAT_VERSION,
+    SPLITS,
+    DatasetInfo,
+    RuleInfo,
+    SourceInfo,
+    WeightInfo,
+    read_dataset_info,
+)
 from .labels import canonical_name, canonical_names, check_label_column, label_names, unknown_label
 from .pipeline import (
     COMPARED,
@@ -60,9 +69,11 @@ from .runs import (
     keep_rows,
     read_bucket,
     read_keys,
+    read_repeats,
     read_splits,
     remove_rows,
     removed_since,
+    repeat_rows,
     sort_by_step_key,
     usable_rows,
     use_other_keys,
@@ -118,6 +129,8 @@ class Steps:
     """Names of the optional steps in `on_examples`."""
     few_shot: Step | None = None
     """Selects training rows after all other steps."""
+    weights: Step | None = None
+    """Repeats training rows or leaves them out, after all other steps."""
 
     @property
     def rules(self) -> tuple[Step, ...]:
@@ -127,7 +140,7 @@ class Steps:
 
     @property
     def _last(self) -> tuple[Step, ...]:
-        return () if self.few_shot is None else (self.few_shot,)
+        return tuple(step for step in (self.few_shot, self.weights) if step is not None)
 
     def __iter__(self) -> Iterator[Step]:
         return iter((*self.on_examples, *self.on_keys, *self.on_features, self.split, *self._last))
@@ -136,23 +149,7 @@ class Steps:
 def steps_of(spec: Spec, inputs: Inputs) -> Steps:
     """The steps that make the rows. Raises BadConfigError for `stratify` without labels."""
     data, formatter = spec.data, inputs.formatter
-    parameters: dict[str, Any] = {
-        "format": formatter.data_format,
-        "columns": {field: list(names) for field, names in formatter.fields.items()},
-        "skips bad records": data.on_bad_record is BadRecordAction.SKIP,
-    }
-    if formatter.renderer is not None:
-        parameters["template date"] = TEMPLATE_DATE.isoformat()
-    version = FORMATS[formatter.data_format].version
-    form = Step("format", version, parameters, functools.partial(format_records, formatter), formatter.remarks)
-    encode = Step(
-        "encode",
-        1,
-        {"task": inputs.task, "tokenizer": inputs.tokenizer_digest, "max length": inputs.max_length},
-        functools.partial(
-            encode_examples, TASKS[inputs.task].encode, FastTokenizer.of(inputs.tokenizer), inputs.max_length
-        ),
-    )
+    form, encode = format_step(data.on_bad_record, formatter), encode_step(inputs)
     shares = {name: _share(getattr(data, name), name, inputs.task) for name in ("validation", "test")}
     split = Step(
         "split",
@@ -171,8 +168,40 @@ def steps_of(spec: Spec, inputs: Inputs) -> Steps:
         optional(spec, phase, formatter) for phase in (Phase.TEXTS, Phase.EXAMPLES, Phase.KEYS, Phase.FEATURES)
     )
     examples += _augmentation_steps(inputs.augmentation)
-    names = tuple(step.name for step in texts + examples)
-    return Steps((*texts, form, *examples, encode), tuple(keys), tuple(features), split, names, _few_shot_step(spec))
+    return Steps(
+        on_examples=(*texts, form, *examples, encode),
+        on_keys=tuple(keys),
+        on_features=tuple(features),
+        split=split,
+        optional=tuple(step.name for step in texts + examples),
+        few_shot=_few_shot_step(spec),
+        weights=_weights_step(spec, inputs),
+    )
+
+
+def format_step(action: BadRecordAction, formatter: Formatter) -> Step:
+    """The step that makes examples of records."""
+    parameters: dict[str, Any] = {
+        "format": formatter.data_format,
+        "columns": {field: list(names) for field, names in formatter.fields.items()},
+        "skips bad records": action is BadRecordAction.SKIP,
+    }
+    if formatter.renderer is not None:
+        parameters["template date"] = TEMPLATE_DATE.isoformat()
+    version = FORMATS[formatter.data_format].version
+    return Step("format", version, parameters, functools.partial(format_records, formatter), formatter.remarks)
+
+
+def encode_step(inputs: Inputs) -> Step:
+    """The step that makes rows of tokens of examples."""
+    return Step(
+        "encode",
+        1,
+        {"task": inputs.task, "tokenizer": inputs.tokenizer_digest, "max length": inputs.max_length},
+        functools.partial(
+            encode_examples, TASKS[inputs.task].encode, FastTokenizer.of(inputs.tokenizer), inputs.max_length
+        ),
+    )
 
 
 def _augmentation_steps(augmentation: Augmentation | None) -> list[Step]:
@@ -187,6 +216,14 @@ def _few_shot_step(spec: Spec) -> Step | None:
     if parameters is None:
         return None
     return Step(few_shot.NAME, 1, dataclasses.asdict(parameters), functools.partial(few_shot.Subset, parameters))
+
+
+def _weights_step(spec: Spec, inputs: Inputs) -> Step | None:
+    parameters = source_weights.parameters(spec, inputs.files.get("train", ()))
+    if parameters is None:
+        return None
+    apply = functools.partial(source_weights.Repeats, [source.weight for source in spec.data.train])
+    return Step(source_weights.NAME, 1, dataclasses.asdict(parameters), apply)
 
 
 def _share(holdout: Holdout, name: str, task: Task) -> Share:
@@ -253,6 +290,9 @@ def _build(
         rows.apply_to_features([step for step in steps.on_features if step.after_split])
         if steps.few_shot is not None:
             remarks += rows.take_subset(steps.few_shot, labels)
+        weights: tuple[WeightInfo, ...] = ()
+        if steps.weights is not None:
+            weights = rows.apply_weights(steps.weights, spec)
         removed = _removed_text(rows.tallies)
     for step in steps.rules:
         tally = rows.tallies[step.name]
@@ -261,7 +301,8 @@ def _build(
     with report.phase("write", "writing shards"):
         written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
         rows.write(written, functools.partial(_decoded, inputs.tokenizer), report)
-    if support.labels_tokens or (labels and (steps.split.key or any(step.after_split for step in steps.on_features))):
+    is_checked_again = steps.split.key or steps.weights or any(step.after_split for step in steps.on_features)
+    if support.labels_tokens or (labels and is_checked_again):
         remarks += _check_labels_left(labels, written["train"].label_counts, removed)
     if lost := sum(split.without_loss for split in written.values()):
         rows.bad.dropped[WITHOUT_LOSS] += lost
@@ -282,6 +323,7 @@ def _build(
         lengths={name: dict(sorted(split.writer.lengths.items())) for name, split in written.items()},
         dropped={rule: count for rule, count in sorted(rows.bad.dropped.items()) if count},
         rules=tuple(_rule(step.name, rows.tallies[step.name]) for step in steps.rules),
+        weights=weights,
         truncated={name: split.truncated for name, split in written.items()},
         divided={name: split.divided for name, split in written.items()},
         documents={name: split.documents for name, split in written.items()},
@@ -331,6 +373,7 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
     bad = BadRecords(spec.data.on_bad_record)
     rows = _Rows(bad, {step.name: Tally(bad) for step in steps}, plan.buckets)
     rows.sources = [SourceInfo(split=split, uri=file.uri, sha256=file.sha256, rows=0) for split, file in files]
+    rows.source_of = {file.uri: file.source for split, file in files if split == "train"}
     started = time.monotonic()
     seconds = 0.0
     report.update(activity="reading and tokenising records", flush=True)
@@ -361,6 +404,8 @@ class _Rows:
     """Step name -> its counts over all blocks."""
     buckets: int
     sources: list[SourceInfo] = field(default_factory=list)
+    source_of: dict[str, int] = field(default_factory=dict)
+    """Training file -> index of its source in `spec.data.train`."""
     runs: list[tuple[str, Run]] = field(default_factory=list)
     """By split of the source file; runs are in the order of the files."""
     names: list[list[str]] = field(default_factory=list)
@@ -618,12 +663,44 @@ class _Rows:
         self._show_removed(tally, before)
         return subset.remarks(labels)
 
+    def apply_weights(self, step: Step, spec: Spec) -> tuple[WeightInfo, ...]:
+        """Decide how often each row of the training split is written. Rows without loss are kept: they are counted when
+        they are written.
+
+        Memory: one bucket, and one byte per row.
+        """
+        training = [(run, self.source_of[run.uri]) for split, run in self.runs if split == "train"]
+        before = [None if run.kept is None else run.kept.copy() for _, run in self.runs]
+        sizes = np.zeros(len(spec.data.train), dtype=np.int64)
+        for run, source in training:
+            for bucket in range(self.buckets):
+                has_loss = _has_loss(read_bucket(run, bucket, ["rows"]))
+                sizes[source] += int((has_loss & (read_splits(run, bucket) == splits.TRAIN)).sum())
+        repeats: source_weights.Repeats = step.apply(sizes)
+        for bucket in range(self.buckets) if training else ():
+            batches = [read_bucket(run, bucket, ["key", "rows"]) for run, _ in training]
+            order = in_key_order(batches)[1]
+            sources = np.repeat([source for _, source in training], [batch.num_rows for batch in batches])
+            has_loss = np.concatenate([_has_loss(batch) for batch in batches])
+            assigned = np.concatenate([read_splits(run, bucket) for run, _ in training])
+            chosen = order[assigned[order] == splits.TRAIN]
+            times = np.ones(len(order), dtype=np.uint8)
+            times[chosen] = repeats.take(sources[chosen], has_loss[chosen])
+            ends = np.cumsum([batch.num_rows for batch in batches])[:-1]
+            for (run, _), part in zip(training, np.split(times, ends), strict=True):
+                repeat_rows(run, bucket, part)
+        tally = self.tallies[step.name]
+        tally.dropped += repeats.left_out
+        self._show_removed(tally, before)
+        return repeats.info(spec)
+
     def write(
         self, written: dict[str, "_SplitWriter"], decode: Callable[[Sequence[int]], str], report: ProgressReporter
     ) -> None:
         """Write the rows of the training files in key order, each to its split, then those of the held-out files.
 
-        Copies are written after the rows of a bucket, if their record is in the training split.
+        Copies are written after the rows of a bucket, if their record is in the training split. Rows that are written
+        several times follow each other only after all rows of the bucket, so that memory does not depend on weights.
         """
         columns = ["key", "number", *self._columns()]
         total = sum(source.rows for source in self.sources)
@@ -632,13 +709,11 @@ class _Rows:
             table, order, codes = self._training_rows(bucket, columns)
             assigned = [read_splits(run, bucket) for split, run in self.runs if split == "train"]
             splits_of = np.concatenate(assigned)[order]
-            for name, code in SPLIT_CODES.items():
-                chosen = splits_of == code
-                if not chosen.any():
-                    continue
+            times = np.concatenate([read_repeats(run, bucket) for split, run in self.runs if split == "train"])[order]
+            for name, chosen in _parts_of(splits_of, times):
                 rows = table.take(pa.array(order[chosen]))
                 written[name].add(rows, codes[chosen])
-                if code == splits.TRAIN and "copies" in columns:
+                if name == "train" and "copies" in columns:
                     ends = np.cumsum([len(part) for part in assigned])
                     runs = np.searchsorted(ends, order[chosen], side="right")
                     self._write_copies(rows, runs, codes[chosen], written[name], decode)
@@ -719,6 +794,20 @@ class _Rows:
 def _spellings(run: Run) -> tuple[str, ...]:
     """All labels as written in the files: record labels, then token labels."""
     return (*run.spellings, *run.token_spellings)
+
+
+def _parts_of(splits_of: NDArray[np.int8], times: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Split and rows of each part of a bucket that is written at a time. A row that is written several times is in as
+    many parts."""
+    for name, code in SPLIT_CODES.items():
+        in_split = splits_of == code
+        for written in range(int(times[in_split].max(initial=0))):
+            yield name, in_split & (times > written)
+
+
+def _has_loss(batch: pa.RecordBatch) -> NDArray[np.bool_]:
+    """Which examples have rows, shape (examples,)."""
+    return np.asarray(batch["rows"].value_lengths().to_numpy(zero_copy_only=False) > 0)
 
 
 def _read(run: Run, bucket: int, columns: Sequence[str], token_codes: NDArray[np.int64] | None) -> pa.RecordBatch:

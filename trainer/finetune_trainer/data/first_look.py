@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.rules import Violation
-from finetune_api.v1alpha1 import BadRecordAction, Columns, Data, DataFormat, Source, Task
+from finetune_api.v1alpha1 import BadRecordAction, Columns, Data, DataFormat, Source, Task, TrainingSource
 from finetune_api.validation import violation_of
 
 from ..errors import BadDataError, ModelUnusableError
@@ -68,7 +68,7 @@ def look_at(data: str, model: str, columns: dict[str, str], store: ObjectStore |
         raise BadDataError(f"{data} has no records", advice="name a file that has some")
     data_format = _format(names, named, data)
     task = _task(data_format, facts, model)
-    spec = Data(train=(Source(uri=data),), columns=named)
+    spec = Data(train=(TrainingSource(uri=data),), columns=named)
     formatter = make_formatter(data_format, spec, tokenizer, model)
     bad, lengths, labels, read_records = BadRecords(BadRecordAction.SKIP), [], set(), 0
     for record in islice(chain.from_iterable(read(file, bad) for file in files), MAX_RECORDS):

@@ -77,6 +77,18 @@ class Masking(_Block):
     """Ids that are never predicted and never replace a token, sorted."""
 
 
+class WeightInfo(_Block):
+    """How often the records of one source of `spec.data.train` are in the training split."""
+
+    uri: str
+    """As in the spec: a file or a glob."""
+    weight: float
+    before: int
+    """Its records in the training split, after `spec.data.cleaning`."""
+    after: int
+    """The same with the weight: records that are repeated count several times."""
+
+
 class DatasetInfo(_Block):
     """The contents of dataset.json. It is written last: a data set without it does not exist."""
 
@@ -101,6 +113,8 @@ class DatasetInfo(_Block):
     """Rule -> number of records that were dropped."""
     rules: tuple[RuleInfo, ...] = ()
     """The optional steps that were enabled, in order."""
+    weights: tuple[WeightInfo, ...] = ()
+    """All sources of `spec.data.train`, in order. Empty: none has another weight than 1."""
     truncated: dict[str, int] = {}
     """Split -> number of rows that were truncated to `max_length`."""
     divided: dict[str, int] = {}
@@ -124,7 +138,7 @@ class DatasetInfo(_Block):
     def content(self) -> bytes:
         """The content of the file. Newer fields are omitted if they are empty, because older trainers refuse unknown
         fields."""
-        unused = {name for name in ("rules", "masking") if not getattr(self, name)}
+        unused = {name for name in ("rules", "weights", "masking") if not getattr(self, name)}
         return self.model_dump_json(indent=1, exclude=unused or None).encode()
 
 

@@ -1,11 +1,11 @@
 """Data preparation as an ordered list of steps, and the interface of a step.
 
     read -> (texts) -> format -> (examples) -> (augmentation) -> encode -> (keys) -> (features) -> split -> (features)
-         -> (few-shot) -> shards
+         -> (few-shot) -> (weights) -> shards
 
-The optional steps, in parentheses, are named by what they see (`Phase`), except two with their own modules:
-`augmentation` adds copies to examples, which no later step sees until they are written, and `few_shot.py` selects rows
-of the training split.
+The optional steps, in parentheses, are named by what they see (`Phase`), except three with their own modules:
+`augmentation` adds copies to examples, which no later step sees until they are written, `few_shot.py` selects rows of
+the training split, and `source_weights.py` repeats or leaves out rows of it.
 
 The steps up to `encode` process one block of a file at a time, independently of other blocks, so blocks can be
 processed by any number of processes or machines. Steps that depend on all rows see only a 64-bit key per row, its

@@ -63,6 +63,8 @@ _MIN_GROUPING_SAVING = 0.25
 seeds the loss was not higher (docs/benchmarks.md), but with one seed of the demo (10 % saved) it was 0.77, not 0.62."""
 _NO_LIMIT = 10**9
 """Tokenizers without a maximum length report a number like 1e30."""
+_MOST_WEIGHTS = 3
+"""In a note."""
 _MOST_NOTES = 8
 """In the status of a run."""
 
@@ -634,9 +636,22 @@ def notes_of(info: DatasetInfo, chosen: tuple[str, ...], wanted_length: int) -> 
         total = sum(info.tokens.values())
         notes.append(f"dropped {dropped} of {total} tokens ({dropped / total:.1%}): beyond maxLength")
     notes += [f"{rule.rule} added {rule.added} copies of training records" for rule in info.rules if rule.added]
+    notes += _weights_note(info)
     if info.max_length < wanted_length:
         notes.append(f"maxLength {wanted_length} lowered to {info.max_length}, the maximum of the model")
     return tuple([*notes, *info.remarks, *(note for note in chosen if note)][:_MOST_NOTES])
+
+
+def _weights_note(info: DatasetInfo) -> list[str]:
+    weighted = [source for source in info.weights if source.weight != 1]
+    if not weighted:
+        return []
+    shown = [
+        f"{source.weight:g} of {source.uri}: {source.before:,} -> {source.after:,} records"
+        for source in weighted[:_MOST_WEIGHTS]
+    ]
+    more = f"; and {len(weighted) - len(shown)} more" if len(weighted) > len(shown) else ""
+    return [f"weights in the training split: {'; '.join(shown)}{more}"]
 
 
 def run(context: StageContext) -> Prepared:

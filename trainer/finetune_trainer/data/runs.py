@@ -50,6 +50,8 @@ class Run:
     """Step -> what it compares rows by."""
     splits: NDArray[np.int8] | None = None
     """(rows,): the split that each row of a training file is assigned to, by position. None: not assigned yet."""
+    repeats: NDArray[np.uint8] | None = None
+    """(rows,): how often each row is written, by position. None: once."""
     kept: NDArray[np.uint8] | None = None
     """(ceil(rows / 8),): one bit per row, by position; None: no row was removed."""
 
@@ -374,8 +376,21 @@ def assign_splits(
 def read_splits(run: Run, bucket: int) -> NDArray[np.int8]:
     """The assigned splits of the rows that `read_bucket` returns."""
     assert run.splits is not None, "splits are assigned before rows are written"
-    positions = np.arange(run.starts[bucket], run.starts[bucket + 1])
-    return run.splits[positions if run.kept is None else positions[_are_kept(run, positions)]]
+    return run.splits[_positions(run, bucket)]
+
+
+def repeat_rows(run: Run, bucket: int, times: NDArray[np.uint8]) -> None:
+    """Set how often the rows are written that `read_bucket` returns now. Rows with 0 are removed."""
+    if run.repeats is None:
+        run.repeats = np.ones(int(run.starts[-1]), dtype=np.uint8)
+    run.repeats[_positions(run, bucket)] = times
+    keep_rows(run, bucket, times > 0)
+
+
+def read_repeats(run: Run, bucket: int) -> NDArray[np.uint8]:
+    """How often the rows that `read_bucket` returns are written."""
+    positions = _positions(run, bucket)
+    return np.ones(len(positions), dtype=np.uint8) if run.repeats is None else run.repeats[positions]
 
 
 def removed_since(run: Run, kept: NDArray[np.uint8] | None, most: int) -> list[int]:
@@ -411,10 +426,13 @@ def _open(file: pa.NativeFile, columns: Sequence[str] | None) -> pa.ipc.RecordBa
 
 def keep_rows(run: Run, bucket: int, is_kept: NDArray[np.bool_]) -> None:
     """Remove rows from the result of `read_bucket`; `is_kept` has a value for each row that it returns now."""
+    remove_rows(run, _positions(run, bucket)[~is_kept])
+
+
+def _positions(run: Run, bucket: int) -> NDArray[np.int64]:
+    """The positions of the rows that `read_bucket` returns."""
     positions = np.arange(run.starts[bucket], run.starts[bucket + 1])
-    if run.kept is not None:
-        positions = positions[_are_kept(run, positions)]
-    remove_rows(run, positions[~is_kept])
+    return positions if run.kept is None else positions[_are_kept(run, positions)]
 
 
 def with_numbers(batch: pa.RecordBatch, numbers: NDArray[np.int64]) -> pa.RecordBatch:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.v1alpha1 import Data, Source
+from finetune_api.v1alpha1 import Data, Source, TrainingSource
 
 from ..errors import BadConfigError, BadDataError
 from ..hub import HubFile, HubRepository, resolve_dataset
@@ -32,6 +32,8 @@ class SourceFile:
     size: int
     split: str = "train"
     """`train`, `validation` or `test`: the part of the spec that names it."""
+    source: int = 0
+    """Index of the first source in the list of the spec that names it."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,37 @@ class _Found:
 def fetch_sources(sources: Sequence[Source], field: str, store: ObjectStore, folder: Path) -> tuple[SourceFile, ...]:
     """All files that the sources name, without duplicates, sorted by address: the order of the list does not matter.
 
-    `field` is the path in the spec for error messages. Raises BadDataError for an address that names no file.
+    `field` is the path in the spec for error messages. Raises BadDataError for an address that names no file, and
+    BadConfigError if two sources name the same file and have weights.
     """
-    found = {file.uri: file for source in sources for file in _resolve(source.uri, field, store)}
+    found: dict[str, tuple[_Found, int]] = {}
+    owners: dict[str, int] = {}
+    for index, source in enumerate(sources):
+        for file in _resolve(source.uri, field, store):
+            first = owners.setdefault(_identity(file.uri), index)
+            _check_weights(sources, first, index, file.uri, field)
+            found[file.uri] = (file, first)
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        return tuple(pool.map(lambda uri: _fetch(found[uri], folder), sorted(found)))
+        return tuple(pool.map(lambda uri: _fetch(*found[uri], folder), sorted(found)))
+
+
+def _identity(uri: str) -> str:
+    """Local paths may have several spellings."""
+    return f"file://{os.path.realpath(uri.removeprefix('file://'))}" if uri.startswith("file://") else uri
+
+
+def _check_weights(sources: Sequence[Source], first: int, second: int, uri: str, field: str) -> None:
+    """Raise BadConfigError if a file belongs to two sources of which one has a weight."""
+    if first == second:
+        return
+    if any(isinstance(source, TrainingSource) and source.weight != 1 for source in (sources[first], sources[second])):
+        raise BadConfigError(
+            f"{field}[{second}].uri must not name files of {field}[{first}].uri, because a file has one weight: "
+            f"{sources[second].uri} and {sources[first].uri} both name {uri}",
+            advice=f"exclude the file from one of them, or remove one and set the weight of the other; to train more "
+            f"often on a file that is already in {field}[{first}], set a weight above 1 there",
+        )
 
 
 def listing_digest(data: Data, store: ObjectStore) -> str:
@@ -138,8 +165,8 @@ def _in_place(path: Path) -> _Found:
     return _Found(f"file://{path}", path.name, f"{info.st_size} {info.st_mtime_ns}", lambda _: path)
 
 
-def _fetch(found: _Found, folder: Path) -> SourceFile:
+def _fetch(found: _Found, source: int, folder: Path) -> SourceFile:
     place = folder / hashlib.sha256(os.fsencode(found.uri)).hexdigest()[:16]
     place.mkdir(exist_ok=True)
     path = found.fetch(inside(place, found.name))
-    return SourceFile(found.uri, path, sha256_of(path), path.stat().st_size)
+    return SourceFile(found.uri, path, sha256_of(path), path.stat().st_size, source=source)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..data.info import DatasetInfo, RuleInfo
+from ..data.info import DatasetInfo, RuleInfo, WeightInfo
 
 _MOST_BINS = 24
 _NICE = (1, 2, 5)
@@ -17,6 +17,8 @@ class DataSection:
     """Rule -> number of records that it dropped, most frequent first."""
     rules: tuple[RuleInfo, ...] = ()
     """What each optional step, for example a rule of `spec.data.cleaning`, did, with examples."""
+    weights: tuple[WeightInfo, ...] = ()
+    """All sources of the training split, if one of them has another weight than 1."""
     truncated: int = 0
     """Number of examples that were truncated to the maximum length, in all splits."""
     max_length: int = 0
@@ -43,6 +45,7 @@ class DataSection:
         return cls(
             dropped=tuple(sorted(info.dropped.items(), key=lambda item: (-item[1], item[0]))),
             rules=info.rules,
+            weights=info.weights,
             truncated=sum(info.truncated.values()),
             max_length=info.max_length,
             tokens=sum(info.tokens.values()),
