@@ -31,6 +31,10 @@ Figures = Annotated[dict[Metric, float], BeforeValidator(_known_metrics)]
 """Metrics of a split. Those that only a newer trainer has are ignored, like unknown fields."""
 
 
+RegressionFigures = dict[str, Figures]
+"""Metrics of each regression set, by its name."""
+
+
 def _known_baselines(value: Any) -> Any:
     known = set(SimpleBaseline)
     return {name: found for name, found in value.items() if name in known} if isinstance(value, dict) else value
@@ -151,6 +155,9 @@ class EvaluateResult(Exchanged):
     """Those of the base model after `spec.method.full.pruning`, before the training."""
     baselines: Annotated[dict[SimpleBaseline, Figures], BeforeValidator(_known_baselines)] = {}
     """Those of the simple baselines."""
+    baseline_sets: RegressionFigures = {}
+    tuned_sets: RegressionFigures = {}
+    """Those of each set of `spec.evaluation.regressionSets`, by name."""
     promotion: PromotionResult | None = None
     """Absent: `spec.evaluation.promote` is not set."""
     kept_runs: tuple[int, ...] = ()
@@ -180,8 +187,8 @@ class TerminationMessage(Exchanged):
     def encode(self) -> str:
         """Encode as JSON of at most 4096 bytes.
 
-        Log lines are shortened and dropped first, then other texts. Figures, addresses and the last checkpoint are
-        kept.
+        Log lines are shortened and dropped first, then other texts, and the figures of regression sets last. Other
+        figures, addresses and the last checkpoint are kept.
         """
         text = ""
         for message in self._ever_shorter():
@@ -226,6 +233,11 @@ class TerminationMessage(Exchanged):
             message = message.model_copy(
                 update={"evaluated": message.evaluated.model_copy(update={"promotion": promotion})}
             )
+            yield message
+        if message.evaluated is not None:
+            # They are also in evaluation.json. Needed only for very long addresses.
+            sets: dict[str, object] = {"baseline_sets": {}, "tuned_sets": {}}
+            message = message.model_copy(update={"evaluated": message.evaluated.model_copy(update=sets)})
             yield message
         # Always fits. Needed only for addresses that are longer than object storage allows.
         yield TerminationMessage(

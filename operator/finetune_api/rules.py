@@ -87,6 +87,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _fewest_workers,
         _early_stopping,
         _promotion,
+        _regression_sets,
         _output,
         _schedule,
         _poll,
@@ -757,12 +758,43 @@ def _promotion(spec: Spec) -> Iterator[Violation]:
             f"{path}.minGainOverBaseline",
             "must be absent if the base model is not evaluated; remove it, or set spec.evaluation.baseline to true",
         )
+    if promote.max_regression is not None and not (spec.evaluation.baseline and spec.evaluation.regression_sets):
+        yield Violation(
+            f"{path}.maxRegression",
+            "must be absent unless the base model is evaluated on regression sets; remove it, or set "
+            "spec.evaluation.regressionSets and set spec.evaluation.baseline to true",
+        )
     if ArtifactFormat.MERGED not in spec.output.formats:
         yield Violation(
             path,
             f"must have a complete model to promote; add {ArtifactFormat.MERGED} to spec.output.formats, or remove "
             "promote",
         )
+
+
+def _regression_sets(spec: Spec) -> Iterator[Violation]:
+    sets, path, task = spec.evaluation.regression_sets, "spec.evaluation.regressionSets", task_of(spec)
+    names = [each.name for each in sets]
+    for index, each in enumerate(sets):
+        if each.name in names[:index]:
+            yield Violation(f"{path}[{index}].name", f"must be unique, not {each.name} again; choose another name")
+        if each.format is not None and task is not None and each.format not in TASK_SUPPORT[task].formats:
+            fitting = " or ".join(TASK_SUPPORT[task].formats)
+            yield Violation(
+                f"{path}[{index}].format", f"must be a format of {task}, not {each.format}; write {fitting}"
+            )
+        for place, source in enumerate(each.sources):
+            yield from _not_trained_on(spec, source.uri, f"{path}[{index}].sources[{place}].uri")
+
+
+def _not_trained_on(spec: Spec, uri: str, path: str) -> Iterator[Violation]:
+    for number, trained in enumerate(spec.data.train):
+        if _same_file(uri, trained.uri):
+            yield Violation(
+                path,
+                f"must not be that of spec.data.train[{number}], because the model has learned these records; divide "
+                "the files, and name the part that is not trained on here",
+            )
 
 
 def _output(spec: Spec) -> Iterator[Violation]:
@@ -817,6 +849,9 @@ def _no_local_files(spec: Spec) -> Iterator[Violation]:
         addresses |= {f"spec.data.{name}[{index}].uri": source.uri for index, source in enumerate(sources)}
     if spec.data.augmentation is not None and spec.data.augmentation.synonyms is not None:
         addresses["spec.data.augmentation.synonyms.uri"] = spec.data.augmentation.synonyms.uri
+    for number, each in enumerate(spec.evaluation.regression_sets):
+        for index, source in enumerate(each.sources):
+            addresses[f"spec.evaluation.regressionSets[{number}].sources[{index}].uri"] = source.uri
     for path, uri in addresses.items():
         if uri.startswith("file://"):
             yield Violation(path, f"must be an address that every node can reach, not {uri}; write an s3:// address")

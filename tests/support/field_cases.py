@@ -29,6 +29,7 @@ _POD_VALUES: dict[str, Any] = {
     "volumeMounts[].mountPath": "/data",
     "envFrom[]": {"secretRef": {"name": "x"}},
 }
+_SET = {"name": "x", "sources": [{"uri": "s3://bucket/x"}]}
 _SERVER = "https://mlflow.example.com"
 _VALUES: dict[str, Any] = {
     "method": {"full": {}},
@@ -86,6 +87,8 @@ _AROUND: dict[str, Any] = {
     "data.augmentation.synonyms.": {
         "data": {"augmentation": {"methods": ["Synonym"], "synonyms": {"uri": "s3://bucket/x"}}}
     },
+    "evaluation.promote.maxRegression": {"evaluation": {"regressionSets": [_SET]}},
+    "evaluation.regressionSets[].": {"evaluation": {"regressionSets": [_SET]}},
     "evaluation.promote.thresholds[].": {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": 1}]}}},
     "method.full.freeze.": {"method": {"full": {"freeze": {"firstLayers": 1}}}},
     "method.full.pruning.": {"method": {"full": {"pruning": {"algorithm": "Magnitude", "sparsity": 0.5}}}},

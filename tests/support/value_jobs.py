@@ -71,10 +71,18 @@ TRAINED: dict[str, dict[str, Any]] = {
             "everySteps": 2,
             "baseline": True,
             "baselines": ["MajorityClass", "TfidfLogisticRegression"],
+            "regressionSets": [
+                {
+                    "name": "general",
+                    "sources": [{"uri": "s3://{bucket}/held-out-renamed.jsonl"}],
+                    "format": "Classification",
+                }
+            ],
             "promote": {
                 "metric": "MacroF1",
                 "thresholds": [{"metric": "Accuracy", "min": 0.0, "max": 1.0}, {"metric": "MacroF1", "min": 0.0}],
                 "minGainOverBaseline": -1.0,
+                "maxRegression": 1.0,
                 "minGainOverPromoted": -1.0,
                 "maxPValue": 1.0,
                 "mlflow": {"trackingUri": "http://127.0.0.1:9", "model": "values", "alias": "best"},
@@ -182,7 +190,16 @@ TRAINED: dict[str, dict[str, Any]] = {
             "earlyStopping": {"metric": "Perplexity"},
         },
         "deepspeed": {"zeroStage": 2},
-        "evaluation": {"promote": {"metric": "Perplexity"}},
+        "evaluation": {
+            "promote": {"metric": "Perplexity"},
+            "regressionSets": [
+                {
+                    "name": "questions",
+                    "sources": [{"uri": "s3://{bucket}/held-out-instructions.jsonl"}],
+                    "format": "Instruction",
+                }
+            ],
+        },
     },
     "classifier-scaled": {
         "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
@@ -291,6 +308,12 @@ TRAINED: dict[str, dict[str, Any]] = {
             "warmup": {"steps": 1},
             "overfitting": {"action": "Stop"},
         },
+        "evaluation": {
+            "regressionSets": [
+                {"name": "text", "sources": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},
+                {"name": "chats", "sources": [{"uri": "s3://{bucket}/held-out-chats.jsonl"}], "format": "Chat"},
+            ]
+        },
     },
     "token-classifier": {
         "model": {"uri": "{models}/bert", "task": "TokenClassification"},
@@ -309,6 +332,13 @@ TRAINED: dict[str, dict[str, Any]] = {
         "evaluation": {
             "everySteps": 2,
             "promote": {"metric": "EntityF1", "thresholds": [{"metric": "EntityF1", "min": 0.0}]},
+            "regressionSets": [
+                {
+                    "name": "other",
+                    "sources": [{"uri": "s3://{bucket}/held-out-tagged.jsonl"}],
+                    "format": "TokenClassification",
+                }
+            ],
         },
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
     },
@@ -339,6 +369,11 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
         "tagged": [{"words": row["tokens"], "names": row["tags"]} for row in tagged(60)],
         "synonyms": [{"word": word, "synonyms": ["fine"]} for word in {w for row in rows for w in row["text"].split()}],
         "chats": [{"transitions": row["messages"]} for row in chats(40)],
+        "held-out-renamed": [{"sentence": f"{row['text']} again", "kind": row["label"]} for row in rows[:5]]
+        + [{"sentence": "no kind"}, {"sentence": "another kind", "kind": "another"}],
+        "held-out-instructions": [{"ask": f"who is {row['label']}?", "answer": row["text"]} for row in rows[:5]],
+        "held-out-tagged": [{"words": row["tokens"][::-1], "names": row["tags"][::-1]} for row in tagged(5)],
+        "held-out-chats": [{"transitions": row["messages"]} for row in chats(50)[40:]],
     }
 
 

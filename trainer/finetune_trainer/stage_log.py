@@ -131,6 +131,11 @@ def log_evaluated(prepared: Prepared, result: EvaluateResult, notes: tuple[str, 
             if metric in figures:
                 compared += f", {BASELINE_SUPPORT[name].name} {metric_text(metric, figures[metric])}"
         log.info("test split of %s: %s %s%s", counted, metric, metric_text(metric, value), compared)
+    for regression_set, found in result.tuned_sets.items():
+        for metric, value in found.items():
+            before = result.baseline_sets.get(regression_set, {}).get(metric)
+            compared = "" if before is None else f", base model {metric_text(metric, before)}"
+            log.info("regression set %s: %s %s%s", regression_set, metric, metric_text(metric, value), compared)
     for note in notes:
         log.info("%s", note)
     log.info("report written to %s", result.report_uri)

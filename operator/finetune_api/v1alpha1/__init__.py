@@ -27,7 +27,7 @@ from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model, Quantization, Vocabulary
 from .pod import Affinity, EnvFrom, PodSettings, Resources, Toleration, TopologySpread, Volume, VolumeMount
 from .promotion import ModelRegistry, Promotion, Threshold
-from .results import ArtifactFormat, Checkpoint, Evaluation, Output, Storage
+from .results import ArtifactFormat, Checkpoint, Evaluation, Output, RegressionSet, Storage
 from .schedule import ConcurrencyPolicy, RunSchedule
 from .scope import Scope
 from .stages import EvaluatePod, StagePod, Stages
@@ -148,6 +148,7 @@ __all__ = [
     "Quantity",
     "Quantization",
     "Redaction",
+    "RegressionSet",
     "ResolvedStatus",
     "Resources",
     "Restart",

@@ -68,6 +68,11 @@ class Promotion(ApiModel, scope=Scope.EVALUATION):
     """Minimum improvement over the promoted model, which is evaluated on the test split of this run; positive is
     better, also for Loss."""
 
+    max_regression: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
+    """Maximum by which the metric of each set of `evaluation.regressionSets` may be worse than that of the base model,
+    in units of the metric. Requires `evaluation.regressionSets` and `evaluation.baseline`. Absent: the sets are not a
+    condition."""
+
     max_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
     """Maximum p-value of the paired test against the promoted model on the same examples. 1: no test."""
 

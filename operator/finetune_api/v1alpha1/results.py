@@ -7,6 +7,7 @@ from pydantic import Field
 
 from .base import ENDPOINT_PATTERN, ApiModel, Duration, S3Uri, SecretName, matching
 from .baselines import SimpleBaseline
+from .data import DataFormat, Source
 from .promotion import Promotion
 from .scope import Scope
 
@@ -44,6 +45,26 @@ class Checkpoint(ApiModel, scope=Scope.ATTEMPT):
         return self.model_copy(update={"max_lost_work": None}) if is_default else self
 
 
+class RegressionSource(Source, scope=Scope.EVALUATION):
+    """Files of a regression set, which must not be trained on."""
+
+
+class RegressionSet(ApiModel, scope=Scope.EVALUATION):
+    """Records on which the trained model should not be worse than the base model, such as general text."""
+
+    name: Annotated[
+        str, matching(r"^[a-z0-9]+(-[a-z0-9]+)*$", "a name of a-z, 0-9 and '-', such as general", max_length=32)
+    ]
+    """Name in status and report."""
+
+    sources: Annotated[tuple[RegressionSource, ...], Field(min_length=1, max_length=64)]
+    """Files of a regression set, which must not be trained on."""
+
+    format: DataFormat | None = None
+    """How a record becomes an example. It must be a format of the task. `data.columns` applies. Absent: the format of
+    the training data."""
+
+
 class Evaluation(ApiModel, scope=Scope.EVALUATION):
     """How the model is evaluated, during and after training."""
 
@@ -57,6 +78,10 @@ class Evaluation(ApiModel, scope=Scope.EVALUATION):
     """Simple models that are fitted to the training split and compared with the trained model on the test split.
     MajorityClass always predicts the most frequent label; TfidfLogisticRegression is a linear model on the TF-IDF
     weights of the tokens, SequenceClassification only. Absent: all that the task supports. []: none."""
+
+    regression_sets: Annotated[tuple[RegressionSet, ...], Field(max_length=4)] = ()
+    """Sets of other records on which base and trained model are compared, to find out what the model has forgotten. The
+    rules of `data.cleaning` that change texts apply; the others do not compare training records with these."""
 
     prompts: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=8192)], ...], Field(max_length=32)] = ()
     """Prompts that are answered before and after training, for the report. CausalLM only."""

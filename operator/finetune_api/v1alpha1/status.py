@@ -214,6 +214,8 @@ class CandidateStatus(StatusModel):
 
     metrics: dict[Metric, float] = {}
     """Metrics of the test split."""
+    regression_sets: dict[str, dict[Metric, float]] | None = None
+    """Metrics of each set of `spec.evaluation.regressionSets`, by name. Absent: not evaluated on any."""
 
 
 class ArtifactStatus(StatusModel):
@@ -496,6 +498,11 @@ class Status(StatusModel):
         """Return the test metrics of a candidate of the current run; empty if it was not evaluated."""
         found = self.run.candidates.get(candidate)
         return {} if found is None else found.metrics
+
+    def regression_sets_of(self, candidate: CandidateName) -> dict[str, dict[Metric, float]]:
+        """Return the metrics of each regression set; empty if the candidate was not evaluated on any."""
+        found = self.run.candidates.get(candidate)
+        return {} if found is None else found.regression_sets or {}
 
     def written(self) -> dict[str, Any]:
         """Return the status as it is written to the object, without absent fields."""

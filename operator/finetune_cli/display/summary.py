@@ -118,7 +118,13 @@ def _results(status: Status) -> list[tuple[str, str]]:
         return []
     promotion = status.run.promotion
     decided = "" if promotion is None else f"{promotion.outcome}: {promotion.message}"
-    return [*baseline_rows(status), ("model", artifact.uri), ("report", artifact.report), ("promotion", decided)]
+    return [
+        *baseline_rows(status),
+        *regression_rows(status),
+        ("model", artifact.uri),
+        ("report", artifact.report),
+        ("promotion", decided),
+    ]
 
 
 def baseline_rows(status: Status) -> list[tuple[str, str]]:
@@ -128,6 +134,22 @@ def baseline_rows(status: Status) -> list[tuple[str, str]]:
         metrics = status.metrics_of(CandidateName.of(baseline))
         shown = (f"{metric_name(metric)} {metric_value(metric, value)}" for metric, value in metrics.items())
         rows.append((row.label, ", ".join(shown)))
+    return rows
+
+
+def regression_rows(status: Status) -> list[tuple[str, str]]:
+    """Label and metrics of each regression set, before and after training."""
+    before, after = (status.regression_sets_of(name) for name in (CandidateName.BASELINE, CandidateName.TUNED))
+    rows: list[tuple[str, str]] = []
+    for name, metrics in after.items():
+        earlier = before.get(name, {})
+        shown = []
+        for metric, value in metrics.items():
+            text = metric_value(metric, value)
+            if metric in earlier:
+                text = f"{metric_value(metric, earlier[metric])} -> {text}"
+            shown.append(f"{metric_name(metric)} {text}")
+        rows.append(("regression" if not rows else "", f"{name}: {', '.join(shown)}"))
     return rows
 
 

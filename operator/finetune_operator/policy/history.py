@@ -399,7 +399,12 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
             **{CandidateName.of(name): found for name, found in evaluated.baselines.items()},
         }
         update["promotion"] = None if evaluated.promotion is None else _promotion(evaluated.promotion)
-        update["candidates"] = {name: CandidateStatus(metrics=found) for name, found in figures.items() if found}
+        sets = {CandidateName.BASELINE: evaluated.baseline_sets, CandidateName.TUNED: evaluated.tuned_sets}
+        update["candidates"] = {
+            name: CandidateStatus(metrics=found, regression_sets=sets.get(name) or None)
+            for name, found in figures.items()
+            if found or sets.get(name)
+        }
         output, _, _ = evaluated.report_uri.rpartition("/runs/")
         status = without_files(status, evaluated.kept_runs, output)
     return status.with_run(**update)

@@ -86,10 +86,14 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
     supported = TASK_SUPPORT[evaluation["task"]].baselines if baselines is None else baselines
     assert [found["name"] for found in evaluation["baselines"]] == list(supported)
     assert len(evaluation["generations"]) == len(config.spec.evaluation.prompts)
+    sets = config.spec.evaluation.regression_sets
+    assert [found["name"] for found in evaluation["regression_sets"]] == [wanted.name for wanted in sets]
+    assert evaluated is not None
+    assert [*evaluated.tuned_sets] == [wanted.name for wanted in sets]
+    assert all(math.isfinite(value) for figures in evaluated.tuned_sets.values() for value in figures.values())
     pruning = config.spec.method.full and config.spec.method.full.pruning
     assert (evaluation["pruning"] is not None) == (pruning is not None)
     if pruning is not None:
-        assert evaluated is not None
         assert_pruning_is_measured(pruning, evaluation, evaluated)
     if config.spec.evaluation.promote is not None:
         assert_promotion_follows(config.spec.evaluation.promote, evaluation)
@@ -114,9 +118,10 @@ def assert_promotion_follows(rules: Promotion, evaluation: dict[str, Any]) -> No
     decision = evaluation["promotion"]
     bounds = [bound for entry in rules.thresholds for bound in (entry.min, entry.max) if bound is not None]
     gains = [] if rules.min_gain_over_baseline is None else [rules.min_gain_over_baseline]
+    regressions = [] if rules.max_regression is None else [-rules.max_regression] * len(evaluation["regression_sets"])
     assert (decision["outcome"], decision["metric"]) == ("Promoted", rules.metric), decision
     assert [check["text"].rsplit(" ", 1)[1] for check in decision["checks"]] == [
-        f"{bound:.6g}" for bound in bounds + gains
+        f"{bound:.6g}" for bound in [*bounds, *gains, *regressions]
     ]
 
 

@@ -131,6 +131,14 @@ def test_a_page_fits_its_width_and_a_screen(status: dict[str, Any], width: int) 
     assert "\n".join(lines).isascii()
 
 
+def test_regression_sets_are_on_the_page_before_and_after_training() -> None:
+    sets = {"baseline": {"general": {"Loss": 3.613}}, "tuned": {"general": {"Loss": 3.84}, "chats": {"Loss": 1.25}}}
+    candidates = {name: {"metrics": {}, "regressionSets": found} for name, found in sets.items()}
+    lines = page(merged(SUCCEEDED, {"run": {"candidates": candidates}}))
+    at = lines.index("regression    general: loss 3.613 -> 3.84")
+    assert lines[at + 1] == "              chats: loss 1.25"
+
+
 def test_warnings_are_on_the_page() -> None:
     warnings = ["checkpoint 00000004-a0001 cannot be used: a blob is missing, " * 2, "no conditions"]
     lines = page(merged(BUSY, {"run": {"warnings": warnings}}))

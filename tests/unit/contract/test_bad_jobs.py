@@ -487,6 +487,49 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.data.augmentation.methods must not list a method twice",
         ),
         (
+            "spec.evaluation.regressionSets",
+            [{"name": "General", "sources": [{"uri": "s3://bucket/g.csv"}]}],
+            "spec.evaluation.regressionSets[0].name must be a name of a-z, 0-9 and '-', such as general",
+        ),
+        (
+            "spec.evaluation.regressionSets",
+            [{"name": "general", "sources": [{"uri": f"s3://bucket/{number}.csv"}]} for number in range(2)],
+            "spec.evaluation.regressionSets[1].name must be unique, not general again; choose another name",
+        ),
+        (
+            "spec.evaluation.regressionSets",
+            [{"name": "general", "sources": [{"uri": "s3://bucket/train.jsonl"}]}],
+            "spec.evaluation.regressionSets[0].sources[0].uri must not be that of spec.data.train[0], because the",
+        ),
+        (
+            "spec.evaluation.regressionSets",
+            [{"name": "general", "sources": [{"uri": "file:///general.jsonl"}]}],
+            "spec.evaluation.regressionSets[0].sources[0].uri must be an address that every node can reach",
+        ),
+        (
+            "spec.evaluation.regressionSets",
+            [{"name": f"set-{number}", "sources": [{"uri": "s3://bucket/g.csv"}]} for number in range(5)],
+            "spec.evaluation.regressionSets must have at most 4 entries, not 5",
+        ),
+        (
+            "spec",
+            job_with("spec.data.format", "Chat")["spec"]
+            | {
+                "data": {"train": [{"uri": "s3://bucket/t.jsonl"}], "format": "Chat"},
+                "evaluation": {
+                    "regressionSets": [
+                        {"name": "general", "sources": [{"uri": "s3://bucket/g.csv"}], "format": "Classification"}
+                    ]
+                },
+            },
+            "spec.evaluation.regressionSets[0].format must be a format of CausalLM, not Classification; write Text",
+        ),
+        (
+            "spec.evaluation",
+            {"promote": {"maxRegression": 0.1}},
+            "spec.evaluation.promote.maxRegression must be absent unless the base model is evaluated on regression",
+        ),
+        (
             "spec.evaluation",
             {"baseline": False, "promote": {"minGainOverBaseline": 0.1}},
             "spec.evaluation.promote.minGainOverBaseline must be absent if the base model is not evaluated; remove it",

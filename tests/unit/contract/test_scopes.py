@@ -34,6 +34,7 @@ def test_the_paths_of_all_scopes_together_cover_every_leaf_once() -> None:
         assert len(above) == 1, leaf
 
 
+GENERAL = {"name": "general", "sources": [{"uri": "s3://bucket/general.jsonl"}]}
 CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
     ({}, set()),
     ({"data": {"maxLength": 64}}, {Scope.DATA}),
@@ -62,6 +63,7 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
     ({"evaluation": {"baseline": False}}, {Scope.EVALUATION}),
     ({"evaluation": {"baselines": ["MajorityClass"]}}, {Scope.EVALUATION}),
     ({"evaluation": {"baselines": []}}, {Scope.EVALUATION}),
+    ({"evaluation": {"regressionSets": [GENERAL]}}, {Scope.EVALUATION}),
     ({"evaluation": {"promote": {}}}, {Scope.EVALUATION}),
     ({"evaluation": {"promote": {"thresholds": [{"metric": "Accuracy", "min": 0.9}]}}}, {Scope.EVALUATION}),
     ({"method": {"lora": {}}, "output": {"formats": ["Merged", "Adapter"]}}, {Scope.RUN, Scope.EVALUATION}),
@@ -81,6 +83,8 @@ SPELLED_OUT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"output": {"formats": ["Merged"]}}),
     ({}, {"evaluation": {"maxNewTokens": 64}, "checkpoint": {}, "workers": {"resources": {}}}),
     ({}, {"training": {"epochs": 3}}),
+    ({}, {"data": {"train": [{"uri": "s3://bucket/data/train.jsonl", "weight": 1}]}}),
+    ({}, {"evaluation": {"regressionSets": []}}),
     ({}, {"training": {"warmup": {}}}),
     ({}, {"training": {"scheduleOptions": {"minLearningRateRatio": 0.0}}}),
     ({}, {"training": {"optimizer": {"name": "AdamW", "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}}}),

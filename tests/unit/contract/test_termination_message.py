@@ -73,6 +73,7 @@ def test_every_message_fits_and_can_be_read_again(fields):
 
 PROMOTION = PromotionResult(outcome="Refused", message="m" * 1024, uri=LONG_URI, time="2026-03-01T12:00:00Z")
 FIGURES = dict.fromkeys(Metric, 0.123456789012345678)
+SETS = {str(number) * 32: FIGURES for number in range(4)}
 
 
 @pytest.mark.parametrize("outcome", PromotionOutcome)
@@ -86,6 +87,8 @@ def test_the_outcome_and_the_figures_of_a_promotion_fit_into_every_message(outco
         digest="d" * 64,
         **dict.fromkeys(("baseline", "tuned", "promoted"), FIGURES),
         baselines=dict.fromkeys(SimpleBaseline, FIGURES),
+        baseline_sets=SETS,
+        tuned_sets=SETS,
         promotion=promotion,
     )
     reported = Progress(stage="evaluate", activity="done", phase_seconds={f"phase {n}": 1.5 for n in range(20)})
@@ -98,7 +101,22 @@ def test_the_outcome_and_the_figures_of_a_promotion_fit_into_every_message(outco
     assert read.evaluated.promotion is not None
     assert (read.evaluated.promotion.outcome, read.evaluated.promotion.time) == (outcome, promotion.time)
     assert read.evaluated.promotion.message.startswith("mmm")
-    assert read.evaluated.model_copy(update={"promotion": None}) == evaluated.model_copy(update={"promotion": None})
+    without = {"promotion": None, "baseline_sets": {}, "tuned_sets": {}}
+    assert read.evaluated.model_copy(update=without) == evaluated.model_copy(update=without)
+
+
+def test_the_figures_of_the_most_regression_sets_fit_into_a_usual_message():
+    evaluated = EvaluateResult(
+        report_uri="s3://bucket/out/runs/r0002-1/report.html",
+        model_uri="s3://bucket/out/runs/r0002-1/model",
+        digest="d" * 64,
+        **dict.fromkeys(("baseline", "tuned"), FIGURES),
+        baseline_sets=SETS,
+        tuned_sets=SETS,
+    )
+    read = TerminationMessage.decode(TerminationMessage(stage="evaluate", exit_code=0, evaluated=evaluated).encode())
+    assert read is not None
+    assert read.evaluated == evaluated
 
 
 def test_a_promotion_keeps_its_message_and_addresses_in_a_usual_message():

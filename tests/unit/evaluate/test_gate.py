@@ -71,6 +71,25 @@ LOSS = {"metric": Metric.LOSS}
         pytest.param({"minGainOverBaseline": -1}, {"baseline": {}}, False, id="the base model was not evaluated"),
         pytest.param({"minGainOverBaseline": 0.1}, LOSS, True, id="a lower loss is a gain"),
         pytest.param({"minGainOverBaseline": 0.0}, LOSS | {"baseline": BETTER}, False, id="a higher loss is none"),
+        # Regression sets
+        pytest.param({"maxRegression": 0.1}, {"regression_sets": {"a": (BETTER, TUNED)}}, True, id="a bit worse"),
+        pytest.param({"maxRegression": 0.04}, {"regression_sets": {"a": (BETTER, TUNED)}}, False, id="too much worse"),
+        pytest.param(
+            {"maxRegression": 0.1},
+            {"regression_sets": {"a": (TUNED, TUNED), "b": (TUNED, WORSE)}},
+            True,
+            id="exactly as much worse as is allowed on one of two sets",
+        ),
+        pytest.param(
+            {"maxRegression": 0.1},
+            {"regression_sets": {"a": (TUNED, TUNED), "b": (BETTER, WORSE)}},
+            False,
+            id="too much worse on one of two sets",
+        ),
+        pytest.param({"maxRegression": 0.0}, {"regression_sets": {"a": (WORSE, TUNED)}}, True, id="better on a set"),
+        pytest.param({"maxRegression": 9.0}, {"regression_sets": {"a": ({}, TUNED)}}, False, id="a set without base"),
+        pytest.param({"maxRegression": 9.0}, {"regression_sets": {"a": (TUNED, NAN)}}, False, id="NaN on a set"),
+        pytest.param({}, {"regression_sets": {"a": (BETTER, WORSE)}}, True, id="sets that are not a condition"),
         # Promoted model
         pytest.param({}, against(WORSE), True, id="better than the promoted model"),
         pytest.param({}, against(BETTER), False, id="worse than the promoted model"),

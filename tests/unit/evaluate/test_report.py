@@ -6,11 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from finetune_api.comparison import metric_text
 from finetune_api.v1alpha1 import ArtifactFormat, Metric, PromotionOutcome, Task
-from finetune_trainer.data.info import RuleInfo, ShownRecord
+from finetune_trainer.data.info import RuleInfo, ShownRecord, WeightInfo
 from finetune_trainer.evaluate.compare import limit_classes
 from finetune_trainer.evaluate.model_card import model_card
-from finetune_trainer.evaluate.records import Generation, PromotionDecision
+from finetune_trainer.evaluate.records import Generation, PromotionDecision, RegressionResult
 from finetune_trainer.evaluate.report import ReportInputs, render_report
 from finetune_trainer.evaluate.training_log import TrainingPhase
 from finetune_trainer.learning_rate import ChosenRate, choose, rates_to_test
@@ -150,6 +151,44 @@ def test_each_cleaning_rule_is_shown_with_its_counts_and_examples(report_inputs)
     words = " ".join(re.sub("<[^>]*>", " ", page.partition("<h3>Preparation</h3>")[2]).split())
     assert "unicode repair 1,234 0 &lt;b&gt;caf\u00e9&lt;/b&gt; s3://bucket/a.jsonl line 3 length 0 7" in words
     assert "Preparation" not in render_report(inputs)
+
+
+def test_records_of_each_source_are_shown_before_and_after_weights(report_inputs):
+    weights = (
+        WeightInfo(uri=f"s3://bucket/{EVIL}.jsonl", weight=2, before=1_000, after=2_000),
+        WeightInfo(uri="s3://bucket/general.jsonl", weight=0.3, before=500, after=150),
+    )
+    spec = {"data": {"train": [{"uri": source.uri, "weight": source.weight} for source in weights]}}
+    inputs = report_inputs(spec=spec)
+    inputs = dataclasses.replace(inputs, data=dataclasses.replace(inputs.data, weights=weights))
+    page = render_report(inputs)
+    assert EVIL not in page
+    words = " ".join(Page(page).text.split())
+    assert "Source Weight Records Records with weight" in words
+    assert "s3://bucket/general.jsonl 0.3 500 150" in words
+    card = model_card(inputs.record, inputs.config, inputs.data, ArtifactFormat.MERGED)
+    assert "- `s3://bucket/general.jsonl` with the weight 0.3\n" in card
+    assert "- 500 records of `s3://bucket/general.jsonl` count as 150\n" in card
+
+
+def test_each_regression_set_has_its_metrics_before_and_after_training(report_inputs):
+    inputs = report_inputs(Task.CAUSAL_LM)
+    record = inputs.record
+    sets = (
+        RegressionResult(name="general", baseline=record.tuned, tuned=record.baseline, paired_test=record.paired_test),
+        RegressionResult(name="questions", tuned=record.baseline, dropped=3),
+    )
+    inputs = dataclasses.replace(inputs, record=record.model_copy(update={"regression_sets": sets}))
+    words = " ".join(Page(render_report(inputs)).text.split())
+    losses = [metric_text(Metric.LOSS, model.metrics[Metric.LOSS]) for model in (record.tuned, record.baseline)]
+    assert f"Set Metric Base model Fine-tuned Change general Loss {losses[0]} {losses[1]} +" in words
+    assert f"questions Loss \u2013 {losses[1]} \u2013" in words
+    assert "questions: Perplexity is " in words
+    assert "3 records cannot be used." in words
+    card = model_card(inputs.record, inputs.config, inputs.data, ArtifactFormat.MERGED)
+    assert f"| general | Loss | {losses[0]} | {losses[1]} | +" in card
+    assert "\n- questions: Perplexity is " in card
+    assert "Regression sets" not in render_report(report_inputs())
 
 
 def test_copies_of_training_records_are_counted_and_shown(report_inputs):

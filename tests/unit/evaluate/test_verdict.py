@@ -9,9 +9,11 @@ from finetune_trainer.evaluate.compare import (
     compare,
     confused_pairs,
     p_text,
+    regression_rows,
     verdict,
     worst_classes,
 )
+from finetune_trainer.evaluate.records import ModelMetrics, RegressionResult
 from finetune_trainer.evaluate.significance import PairedTest
 from finetune_trainer.tasks.metrics import classification_metrics
 
@@ -53,6 +55,40 @@ def test_the_verdict_is_about_the_headline_of_the_record(report_inputs):
     said = verdict(record.model_copy(update=changed))
     assert (said.level, said.headline, said.change) == (Level.BETTER, "Entity F1 2.0 % → 80.0 %", "+78.0 points")
     assert said.sentence.startswith("Entity F1 rose from 2.0 % to 80.0 % on 209 held-out examples.")
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "p_value", "level", "sentence"),
+    [
+        (
+            10,
+            90,
+            1e-6,
+            Level.WORSE,
+            "general: Perplexity rose from 37.00 to 46.50 on 120 held-out examples (4,310 tokens). The model got "
+            "significantly worse (10 examples improved and 90 got worse; Sign test: p < 0.001).",
+        ),
+        (
+            50,
+            70,
+            0.08,
+            Level.UNCLEAR,
+            "general: Perplexity rose from 37.00 to 46.50 on 120 held-out examples (4,310 tokens). The result is "
+            "inconclusive (50 examples improved and 70 got worse; Sign test: p = 0.080).",
+        ),
+        (None, None, None, Level.UNCOMPARED, "general: Perplexity is 46.50 on 120 held-out examples (4,310 tokens)."),
+    ],
+)
+def test_a_regression_set_says_whether_the_model_got_worse(report_inputs, better, worse, p_value, level, sentence):
+    before, after = (
+        ModelMetrics(metrics={Metric.PERPLEXITY: value}, examples=120, tokens=4_310, seconds=1.0)
+        for value in (37.0, 46.5)
+    )
+    test = better and PairedTest(name="Sign test", better=better, worse=worse, same=0, p_value=p_value)
+    found = RegressionResult(name="general", baseline=before if better else None, tuned=after, paired_test=test)
+    record = report_inputs(Task.CAUSAL_LM).record.model_copy(update={"regression_sets": (found,)})
+    (row,) = regression_rows(record)
+    assert (row.level, row.sentence) == (level, sentence)
 
 
 BEATEN, NOT_BEATEN, BETTER = (0.5, 90, 10, 1e-9), (0.87, 12, 9, 0.66), (0.95, 3, 20, 0.0005)

@@ -50,6 +50,17 @@ def condition(status: Status, kind: ConditionType) -> tuple[str, Reason, str] | 
     return next(((entry.status, entry.reason, entry.message) for entry in found), None)
 
 
+def test_figures_of_regression_sets_are_recorded_with_their_candidate() -> None:
+    general = {"general": {Metric.LOSS: 3.6}}
+    after = evaluated(BEFORE, None, baseline_sets=general, tuned_sets={"general": {Metric.LOSS: 3.8}})
+    assert after.regression_sets_of(CandidateName.BASELINE) == general
+    assert after.regression_sets_of(CandidateName.TUNED) == {"general": {Metric.LOSS: 3.8}}
+    assert after.metrics_of(CandidateName.TUNED) == {}
+    without = evaluated(BEFORE, None, tuned={Metric.LOSS: 1.0})
+    assert without.regression_sets_of(CandidateName.TUNED) == {}
+    assert "regressionSets" not in without.written()["run"]["candidates"]["tuned"]
+
+
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_the_outcome_is_recorded_and_reported_and_never_fails_the_run(outcome: str) -> None:
     value, reason, is_warning = OUTCOMES[outcome]

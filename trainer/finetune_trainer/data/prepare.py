@@ -55,6 +55,7 @@ from .pipeline import dataset_digest
 from .problems import BadRecords
 from .prompts import check_prompts, format_prompts
 from .readers import column_names
+from .regression_sets import RegressionRows, regression_rows
 from .shards import TokenDataset
 from .sources import SourceFile, fetch_sources, listing_digest
 
@@ -131,6 +132,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dataset_uri = dataset_folder(config.output_uri, digest)
     info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
     _check_tokens(info, plan, tokenizer, spec.model.uri)
+    _prepare_regression_sets(spec, info, tokenizer, store, runtime, report)
     warnings = _model_warnings(config, plan, _labelled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
         report.warn(text)
@@ -585,6 +587,31 @@ def make_formatter(
     bos = begin if begin == tokenizer.bos_token else ""
     eos = tokenizer.eos_token or ""
     return Formatter(data_format, data.columns, renderer, bos=bos, eos=eos, group_by=group_by)
+
+
+def _prepare_regression_sets(
+    spec: Spec, info: DatasetInfo, tokenizer: Any, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter
+) -> None:
+    """Make the sets before the training, so that the evaluate stage does not fail on their files."""
+    if spec.evaluation.regression_sets:
+        with report.phase("regression sets", "preparing the regression sets"):
+            open_regression_sets(spec, info, tokenizer, store, runtime)
+
+
+def open_regression_sets(
+    spec: Spec, info: DatasetInfo, tokenizer: Any, store: ObjectStore, runtime: RuntimeEnv
+) -> dict[str, RegressionRows]:
+    """The rows of `spec.evaluation.regressionSets` by name, formatted like the training data that `info` describes.
+
+    Raises as `regression_rows` does, and ModelUnusableError if a format needs a chat template and there is none.
+    """
+    day = info.template_date or TEMPLATE_DATE
+    formatters = {
+        wanted.name: make_formatter(wanted.format or info.format, spec.data, tokenizer, spec.model.uri, day)
+        for wanted in spec.evaluation.regression_sets
+    }
+    scratch, cache = runtime.scratch, runtime.cache
+    return regression_rows(spec, info, formatters, tokenizer, store, scratch=scratch, cache=cache)
 
 
 def _added_tokens(tokenizer: Any) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from finetune_api.v1alpha1 import BASELINE_SUPPORT, METRIC_SUPPORT, Metric
 
 from ..tasks.metrics import FEW_EXAMPLES, ClassificationMetrics, ClassMetrics, Confusion
 from .confusion_table import MOST_CLASSES, classes_with_most_mistakes
-from .records import BaselineResult, Evaluation, ModelMetrics
+from .records import BaselineResult, Evaluation, ModelMetrics, RegressionResult
 from .significance import Interval, PairedTest
 
 SIGNIFICANT = 0.05
@@ -62,6 +62,16 @@ class BaselineRow(Message):
     notes: tuple[str, ...] = ()
 
 
+class RegressionRow(Message):
+    """A regression set as shown in report and model card."""
+
+    name: str
+    comparison: tuple[MetricDelta, ...]
+    level: Level
+    """Whether the tuned model is better on it than the base model."""
+    sentence: str
+
+
 class ConfusedPair(Message):
     """Examples of one class that were predicted as another."""
 
@@ -101,6 +111,36 @@ def _baseline_row(record: Evaluation, found: BaselineResult, tuned: ModelMetrics
         comparison=f"The model is {relation} {name} ({METRIC_SUPPORT[metric].name} {value}{spread}): it is better on "
         f"{test.better:,} examples and worse on {test.worse:,} ({test.name}: {p_text(test.p_value)}).",
         notes=found.notes,
+    )
+
+
+def regression_rows(record: Evaluation) -> list[RegressionRow]:
+    """The regression sets, on each of which the tuned model is compared with the base model."""
+    return [_regression_row(record.headline, found) for found in record.regression_sets]
+
+
+def _regression_row(metric: Metric, found: RegressionResult) -> RegressionRow:
+    comparison = compare(found.baseline, found.tuned)
+    row = next((row for row in comparison if row.metric is metric), comparison[0])
+    level = Level.UNCOMPARED if found.baseline is None else _level(row, found.paired_test)
+    name, after, measured = (
+        metric_name(row.metric),
+        metric_text(row.metric, row.tuned),
+        _measured_on(found.tuned, row.metric),
+    )
+    if row.baseline is None:
+        moved = f"{name} is {after} {measured}."
+    elif row.improved is None:
+        moved = f"{name} stayed at {after} {measured}."
+    else:
+        verb = "rose" if row.tuned > row.baseline else "fell"
+        moved = f"{name} {verb} from {metric_text(row.metric, row.baseline)} to {after} {measured}."
+    dropped = f" {found.dropped:,} records cannot be used." if found.dropped else ""
+    return RegressionRow(
+        name=found.name,
+        comparison=comparison,
+        level=level,
+        sentence=f"{found.name}: {moved} {_significance_text(level, found.paired_test)}".rstrip() + dropped,
     )
 
 

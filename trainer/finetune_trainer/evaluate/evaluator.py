@@ -3,8 +3,8 @@
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
@@ -34,6 +34,15 @@ from .vocabulary_rows import RowsOfPieces, RowsWithNewTokens
 
 
 @dataclass(frozen=True)
+class SetResult:
+    """Results of one model on one regression set."""
+
+    figures: ModelMetrics
+    scores: npt.NDArray[np.float64]
+    """As in ModelResult."""
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """Results of one model."""
 
@@ -45,6 +54,8 @@ class ModelResult:
     answers: tuple[str, ...]
     reloaded: Reloaded | None = None
     """Only for exported folders: the comparison with the trained model."""
+    sets: Mapping[str, SetResult] = field(default_factory=dict)
+    """By name of the regression set."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +71,27 @@ class ModelEvaluator:
     """The date that chat templates got as the current date when the data set was made."""
     base_tokens: BaseTokens | None = None
     """With `spec.model.vocabulary`: converts rows to the tokens of the base model."""
+    sets: Mapping[str, TokenDataset] = field(default_factory=dict)
+    """Rows of the regression sets by name."""
 
     def __call__(self, candidate: Candidate, name: str) -> ModelResult:
         """Load the model, check it if this run exported it, evaluate it on test split and prompts, and release it.
 
-        A model of another run is not asked the prompts.
+        Only base model and trained model of this run are evaluated on the regression sets and asked the prompts.
         """
         model, tokenizer, reloaded = self._open(candidate, name)
         figures, scores = None, np.zeros(0)
         if self.test is not None:
             with self.report.phase(name, f"evaluating the {name}"):
                 figures, scores = self._measure(model, tokenizer, self.test, candidate, name)
+        of_sets = {}
+        for title, rows in self.sets.items() if candidate.is_own else ():
+            with self.report.phase(f"{name}, regression sets", f"evaluating the {name} on {title}"):
+                of_sets[title] = SetResult(*self._measure(model, tokenizer, rows, candidate, name, title))
         answers = self._answers(model, tokenizer, candidate, name) if self._prompts and candidate.is_own else ()
         del model
         gc.collect()
-        return ModelResult(figures, scores, answers, reloaded)
+        return ModelResult(figures, scores, answers, reloaded, of_sets)
 
     def reload(self, candidate: Candidate, name: str) -> Reloaded:
         """Load and check an exported folder that is not evaluated, and release it."""
@@ -97,16 +114,18 @@ class ModelEvaluator:
         return self.config.spec.evaluation.prompts if TASKS[self.prepared.task].support.answers_prompts else ()
 
     def _measure(
-        self, model: Any, tokenizer: Any, test: TokenDataset, candidate: Candidate, name: str
+        self, model: Any, tokenizer: Any, test: TokenDataset, candidate: Candidate, name: str, regression_set: str = ""
     ) -> tuple[ModelMetrics, npt.NDArray[np.float64]]:
         collate = Collator(tokenizer.pad_token_id, self.prepared.task)
         started = time.perf_counter()
         rows = self._rows_for(candidate, test)
-        progress = self._progress(f"evaluating the {name}", len(rows))
+        on_set = f" on {regression_set}" if regression_set else ""
+        progress = self._progress(f"evaluating the {name}{on_set}", len(rows))
         found = TASKS[self.prepared.task].measure(model, rows, collate, self.prepared.labels, progress)
         if not all(math.isfinite(value) for value in found.metrics.values()):
+            where = f"the regression set {regression_set}" if regression_set else "the test split"
             raise ModelUnusableError(
-                f"{candidate.address.uri} has a loss on the test split that is not a number",
+                f"{candidate.address.uri} has a loss on {where} that is not a number",
                 advice="with a 16-bit type, try spec.model.dtype: Float32; otherwise check the loss curve in "
                 "training.json",
             )

@@ -6,7 +6,7 @@ all checks hold. NaN never passes: every comparison is false for it.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT, metric_name
 from finetune_api.v1alpha1 import METRIC_SUPPORT, Metric, Promotion
@@ -27,6 +27,8 @@ class Evidence:
     """Empty: there is no test split."""
     baseline: Mapping[Metric, float] = field(default_factory=dict)
     """Empty: the base model was not evaluated."""
+    regression_sets: Mapping[str, tuple[Mapping[Metric, float], Mapping[Metric, float]]] = field(default_factory=dict)
+    """Name of a regression set -> metrics of the base model and of this one."""
     promoted_uri: str = ""
     """Folder of the promoted model. Empty: there is none to compare with."""
     promoted: Mapping[Metric, float] = field(default_factory=dict)
@@ -64,6 +66,16 @@ def gain_over_baseline(evidence: Evidence) -> Iterator[Check]:
     """Improvement over the base model."""
     if evidence.rules.min_gain_over_baseline is not None:
         yield _gain(evidence, "the base model", evidence.baseline, evidence.rules.min_gain_over_baseline)
+
+
+def regression(evidence: Evidence) -> Iterator[Check]:
+    """How much worse than the base model it is on other records."""
+    limit = evidence.rules.max_regression
+    if limit is None:
+        return
+    for name, (before, after) in evidence.regression_sets.items():
+        on_set = replace(evidence, tuned=after)
+        yield _gain(on_set, f"the base model on the regression set {name}", before, -limit)
 
 
 def not_rolled_back(evidence: Evidence) -> Iterator[Check]:
@@ -118,6 +130,7 @@ def significance(evidence: Evidence) -> Iterator[Check]:
 CONDITIONS: tuple[Condition, ...] = (
     thresholds,
     gain_over_baseline,
+    regression,
     known,
     not_rolled_back,
     comparable,

@@ -50,6 +50,7 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         data=data,
         verdict=compare.verdict(record),
         baselines=compare.baseline_rows(record),
+        regression_sets=compare.regression_rows(record),
         method=METHODS[config.spec.method.name],
         with_labels=TASKS[record.task].has_labels,
         model_class=TASKS[record.task].auto_class,

@@ -106,6 +106,9 @@ class ModelPromotion:
                 metric=metric,
                 tuned=_metrics(evaluation.tuned),
                 baseline=_metrics(evaluation.baseline),
+                regression_sets={
+                    found.name: (_metrics(found.baseline), found.tuned.metrics) for found in evaluation.regression_sets
+                },
                 promoted_uri="" if self.rival.is_same else self.rival.uri,
                 promoted=_metrics(evaluation.promoted),
                 record_error=self.rival.record_error,

@@ -48,6 +48,19 @@ class BaselineResult(Message):
     """How it was fitted, if that limits it: one sentence each."""
 
 
+class RegressionResult(Message):
+    """A set of `spec.evaluation.regressionSets`. Without metrics of classes, which bounds the record."""
+
+    name: str
+    baseline: ModelMetrics | None = None
+    """Absent: the base model was not evaluated."""
+    tuned: ModelMetrics
+    paired_test: PairedTest | None = None
+    """The base model against the tuned model. Absent: the base model was not evaluated."""
+    dropped: int = 0
+    """Records that cannot be used, with `spec.data.onBadRecord: Skip`."""
+
+
 class Address(Message):
     """A folder in storage or on the hub, and the digest of its contents."""
 
@@ -178,6 +191,8 @@ class Evaluation(Message):
     paired_test: PairedTest | None = None
     baselines: tuple[BaselineResult, ...] = ()
     """Simple baselines. Empty: written by an earlier version, or none was evaluated."""
+    regression_sets: tuple[RegressionResult, ...] = ()
+    """One entry for each set of `spec.evaluation.regressionSets`."""
     promotion: PromotionDecision | None = None
     """Absent: `spec.evaluation.promote` is not set."""
     pruning: PruningResult | None = None

@@ -81,6 +81,7 @@ def render_report(inputs: ReportInputs) -> str:
             prepared=inputs.config.prepared,
             verdict=compare.verdict(record),
             baselines=compare.baseline_rows(record),
+            regression_sets=compare.regression_rows(record),
             speed_ratio=speed_ratio(record),
             method=METHODS[inputs.config.spec.method.name],
             cards=_cards(inputs, training, bars),

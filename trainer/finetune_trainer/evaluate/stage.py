@@ -4,7 +4,7 @@ A single process.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,9 @@ from finetune_api.v1alpha1.status import MAX_HISTORY, MAX_PROMOTION_MESSAGE
 
 from ..data.base_tokens import BaseTokens
 from ..data.chat import TEMPLATE_DATE
-from ..data.info import read_dataset_info
+from ..data.info import DatasetInfo, read_dataset_info
+from ..data.prepare import open_regression_sets
+from ..data.regression_sets import RegressionRows
 from ..data.shards import TokenDataset
 from ..errors import ObjectMissingError, TrainerError
 from ..model.estimate import quantization_note
@@ -43,7 +45,15 @@ from .model_card import model_card
 from .old_runs import delete_old_runs
 from .promote import ModelPromotion
 from .pruned import pruned_candidate, pruning_notes, pruning_result, with_pruning
-from .records import Address, BaselineResult, Evaluation, Generation, PromotionDecision, PruningResult
+from .records import (
+    Address,
+    BaselineResult,
+    Evaluation,
+    Generation,
+    PromotionDecision,
+    PruningResult,
+    RegressionResult,
+)
 from .reload import ReloadCheck
 from .report import ReportInputs, render_report
 from .significance import PairedTest, mcnemar_exact, sign_test
@@ -81,13 +91,23 @@ def evaluate(
     with report.phase("fetch", "fetching the models"):
         tuned, *others = exported_candidates(config, store, runtime)
         base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
+        regression = _regression_rows(config, info, tuned, store, runtime)
         promotion = ModelPromotion.of_run(config, prepared, tuned, test, store, runtime)
     training = _training_log(config, store)
     examples = info.documents.get("test", prepared.counts.test)
     notes = (*_notes(config, prepared, base, examples), *(training.warnings if training else ()))
     check = ReloadCheck.of_run(config, prepared, store, runtime.cache)
     base_tokens = _base_tokens(config, store, runtime)
-    evaluator = ModelEvaluator(config, prepared, test, report, check, info.template_date or TEMPLATE_DATE, base_tokens)
+    evaluator = ModelEvaluator(
+        config,
+        prepared,
+        test,
+        report,
+        check,
+        info.template_date or TEMPLATE_DATE,
+        base_tokens,
+        sets={name: found.rows for name, found in regression.items()},
+    )
     # Exported folders are checked first: if one is not the trained model, the other results are meaningless.
     after = evaluator(tuned, "tuned model")
     reloaded = [after.reloaded, *(evaluator.reload(candidate, "exported adapter") for candidate in others)]
@@ -105,6 +125,7 @@ def evaluate(
         update={
             "reloaded": tuple(entry for entry in reloaded if entry is not None),
             "baselines": _baseline_results(TASKS[prepared.task], simple, after),
+            "regression_sets": _regression_results(TASKS[prepared.task], regression, before, after),
         }
     )
     record = with_pruning(record, pruning)
@@ -127,8 +148,6 @@ def evaluate(
         with report.phase("promote", "copying the promoted model"):
             promotion.publish(record.promotion)
     _report_result(config, record, uri, training, store, runtime, partial(_warn, report))
-    kept = _delete_old_runs(config, store, report)
-    report.update(activity="done", flush=True)
     result = EvaluateResult(
         report_uri=uri,
         model_uri=tuned.address.uri,
@@ -138,9 +157,12 @@ def evaluate(
         promoted=record.promoted.metrics if record.promoted else {},
         pruned=pruning.pruned.metrics if pruning and pruning.pruned else {},
         baselines={entry.name: entry.figures.metrics for entry in record.baselines},
+        baseline_sets={found.name: found.baseline.metrics for found in record.regression_sets if found.baseline},
+        tuned_sets={found.name: found.tuned.metrics for found in record.regression_sets},
         promotion=_promotion_result(record.promotion),
-        kept_runs=kept,
+        kept_runs=_delete_old_runs(config, store, report),
     )
+    report.update(activity="done", flush=True)
     log_evaluated(prepared, result, (*notes, *pruning_notes(record)))
     return result
 
@@ -180,11 +202,21 @@ def _test_split(prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> 
     return TokenDataset.open(store, prepared.dataset_uri, "test", runtime.cache) if prepared.counts.test else None
 
 
+def _regression_rows(
+    config: PreparedConfig, info: DatasetInfo, tuned: Candidate, store: ObjectStore, runtime: RuntimeEnv
+) -> dict[str, RegressionRows]:
+    """The exported tokenizer is that of the prepared rows."""
+    if not config.spec.evaluation.regression_sets:
+        return {}
+    tokenizer = load_tokenizer(tuned.adapter or tuned.folder)
+    return open_regression_sets(config.spec, info, tokenizer, store, runtime)
+
+
 def _needs_baseline(config: TrainerConfig, prepared: Prepared) -> bool:
     """Whether there is anything to evaluate the base model on."""
-    return prepared.counts.test > 0 or (
-        TASKS[prepared.task].support.answers_prompts and bool(config.spec.evaluation.prompts)
-    )
+    evaluation = config.spec.evaluation
+    has_prompts = TASKS[prepared.task].support.answers_prompts and bool(evaluation.prompts)
+    return prepared.counts.test > 0 or has_prompts or bool(evaluation.regression_sets)
 
 
 def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None, examples: int) -> tuple[str, ...]:
@@ -324,6 +356,25 @@ def _baseline_results(task: TrainingTask, simple: MeasuredBaselines, after: Mode
     )
 
 
+def _regression_results(
+    task: TrainingTask, sets: Mapping[str, RegressionRows], before: ModelResult | None, after: ModelResult
+) -> tuple[RegressionResult, ...]:
+    """The tuned model on each set, compared with the base model on the same examples."""
+    results = []
+    for name, rows in sets.items():
+        tuned, base = after.sets[name], None if before is None else before.sets[name]
+        results.append(
+            RegressionResult(
+                name=name,
+                baseline=None if base is None else base.figures.model_copy(update={"classification": None}),
+                tuned=tuned.figures.model_copy(update={"classification": None}),
+                paired_test=None if base is None else _test_of_scores(task, base.scores, tuned.scores),
+                dropped=sum(rows.dropped.values()),
+            )
+        )
+    return tuple(results)
+
+
 def _paired_test(task: TrainingTask, before: ModelResult | None, after: ModelResult | None) -> PairedTest | None:
     if before is None or after is None or after.figures is None:
         return None
@@ -390,6 +441,7 @@ def _report_result(
     log = training.log if training else ()
     reports = open_reports(config, store, runtime, log, warn, for_results=True)
     models = {"test": record.tuned, "base": record.baseline}
+    models |= {f"regression/{found.name}": found.tuned for found in record.regression_sets}
     metrics = {
         f"{name}/{metric.key}": value
         for name, model in models.items()
