@@ -18,6 +18,7 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics  # type: ignore[import-not-found, unused-ignore]
@@ -76,14 +77,14 @@ def rows(texts: list[str], tokenizer: Any) -> torch.Tensor:
     return torch.tensor(tokens[: len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
 
 
-def domain_texts() -> list[str]:
+def domain_texts(languages: Sequence[str] = LANGUAGES) -> list[str]:
     """Return the conversations in an order that does not depend on the seed of a training."""
     from ruamel.yaml import YAML
 
     folder = package_folder("chatterbot_corpus", "pip install --no-deps chatterbot-corpus") / "data"
     texts = [
         "\n".join(map(str, turns))
-        for language in LANGUAGES
+        for language in languages
         for path in sorted((folder / language).glob("*.yml"))
         for turns in YAML(typ="safe", pure=True).load(path)["conversations"]
     ]

@@ -42,6 +42,11 @@ def _forgets_less(found: Figures) -> bool:
     return min(gradual) < general["all parameters"]
 
 
+def _replay_forgets_less(found: Figures) -> bool:
+    general = {name: side["general"] for name, side in found["settings"].items()}
+    return all(loss < general["no replay"] for name, loss in general.items() if name.startswith("replay"))
+
+
 PROOFS = {
     "learning rate": Proof(
         "learning-rate.md",
@@ -60,6 +65,12 @@ PROOFS = {
         ("forgetting.py", "--results", "{results}"),
         "gradual unfreezing forgets less than training all parameters",
         _forgets_less,
+    ),
+    "replay": Proof(
+        "replay.md",
+        ("replay.py", "--results", "{results}"),
+        "with replay of general text, the loss on other general text rises less",
+        _replay_forgets_less,
     ),
     "packing": Proof(
         "packing.md",

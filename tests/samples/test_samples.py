@@ -133,6 +133,40 @@ def docstrings(most: int) -> list[str]:
     return sorted(text for text in found if len(text) > 200)[:most]
 
 
+def texts(language: str) -> list[str]:
+    """Every conversation of the corpus in a language."""
+    folder = demo_assets.corpus_folder().parent / language
+    return [
+        "\n".join(map(str, turns))
+        for path in sorted(folder.glob("*.yml"))
+        for turns in YAML(typ="safe", pure=True).load(path)["conversations"]
+    ]
+
+
+def test_a_domain_is_learned_with_replay_of_general_text(tmp_path: Path, smollm2_folder: Path) -> None:
+    def upload(storage: LocalStorage) -> None:
+        storage.ensure_bucket("s3://demo/")
+        store = storage.connect()
+        store.upload_folder(smollm2_folder, "s3://demo/models/SmolLM2-135M-Instruct")
+        for name, language in (("domain", "italian"), ("general", "english")):
+            found = sorted(set(texts(language)))
+            random.Random(1).shuffle(found)
+            for suffix, part in (("-test", found[:20]), ("", found[20:])):
+                rows = "".join(json.dumps({"text": text}) + "\n" for text in part)
+                store.put(f"{DATA}/{name}{suffix}.jsonl", rows.encode())
+
+    job = run_sample("replay", tmp_path, upload)
+    assert job.status.phase is Phase.SUCCEEDED
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
+    before, after = map(job.status.regression_sets_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    # The general texts of the training are like those of the set.
+    assert after["general"][Metric.PERPLEXITY] < 1.1 * before["general"][Metric.PERPLEXITY]
+
+
+OTHERS = [MASKED, "replay"]
+
+
 def test_every_sample_is_tested_here() -> None:
-    tested = [name for name, _ in CLASSIFIERS] + [*CHATS, MASKED]
+    tested = [name for name, _ in CLASSIFIERS] + CHATS + OTHERS
     assert sorted(path.stem for path in SAMPLES.glob("*.yaml")) == sorted(tested)
