@@ -114,7 +114,7 @@ def test_an_encoder_learns_real_texts(tmp_path: Path) -> None:
         storage.ensure_bucket("s3://demo/")
         store = storage.connect()
         store.upload_folder(real_models.minilm_with_mask_head(tmp_path / "minilm"), "s3://demo/models/MiniLM-L6-MLM")
-        rows = "".join(json.dumps({"text": text}) + "\n" for text in docstrings(600))
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in docstrings(120))
         store.put(f"{DATA}/documents.jsonl", rows.encode())
 
     job = run_sample(MASKED, tmp_path, upload)
