@@ -243,7 +243,7 @@ def test_a_chosen_learning_rate_is_shown_with_the_losses_of_its_test(report_inpu
 
 def test_phases_of_gradual_unfreezing_are_listed_and_marked_in_the_loss_curve(report_inputs):
     inputs = report_inputs()
-    phases = [{"first_step": 1, "trained_parameters": 10}, {"first_step": 81, "trained_parameters": 22_713_728}]
+    phases = [{"first_step": 1, "trained_parameters": 10}, {"first_step": 81, "trained_parameters": 22_713_216}]
     log = inputs.training.model_copy(update={"phases": tuple(map(TrainingPhase.model_validate, phases))})
     page, plain = (render_report(dataclasses.replace(inputs, training=each)) for each in (log, inputs.training))
     assert "2 81 22,713,216" in " ".join(Page(page).text.split())

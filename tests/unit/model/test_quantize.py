@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LongcatFlashConfig,
+    LongcatFlashForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Quantization, Task
+from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
-from finetune_trainer.model.quantize import BaseQuantization, elements
+from finetune_trainer.model.quantize import BaseQuantization, elements, quantizable, rounded_matrix
+from finetune_trainer.model.quantize_check import check_quantization
 from finetune_trainer.model.reload import reload_adapter, reload_model
 from finetune_trainer.model.weights import plan_weights
 from finetune_trainer.tasks import TASKS
@@ -30,7 +40,11 @@ FAMILIES = {
     "roberta": Task.SEQUENCE_CLASSIFICATION,  # its head has several layers
     "distilbert": Task.SEQUENCE_CLASSIFICATION,
 }
-ADAPTERS = [case for case, method in METHOD_CASES.items() if METHODS[next(iter(method))].block.support.quantizations]
+ADAPTERS = [
+    case
+    for case, method in METHOD_CASES.items()
+    if METHODS[next(iter(method))].block.support.quantizations and case != "lora-PiSSA"  # refused
+]
 BYTES = {Quantization.NF4: 0.6, Quantization.INT8: 1.2}
 """For each weight of matrices of this size, at most."""
 
@@ -62,7 +76,8 @@ def test_the_matrices_of_the_body_are_quantized_and_nothing_else(
         for name, value in model.named_parameters()
         if not value.dtype.is_floating_point
     }
-    assert packed.keys() == plan.matrices.keys()
+    assert packed
+    assert packed.keys() == quantizable(kind, plan.matrices).keys()
     assert all(".layer" in f".{name}" or ".h." in f".{name}" for name in packed)
     for name, value in packed.items():
         rows, columns = plan.matrices[name]
@@ -73,6 +88,47 @@ def test_the_matrices_of_the_body_are_quantized_and_nothing_else(
         if value.dtype.is_floating_point:
             assert torch.equal(value, whole[name]), name
     assert 0 < (logits(model) - logits(plain)).abs().max() < 0.2
+
+
+@pytest.mark.parametrize(("kind", "most"), [(Quantization.NF4, 0.12), (Quantization.INT8, 0.02)])
+@pytest.mark.parametrize("shape", [(48, 32), (64, 64), (256, 160), (312, 1200), (384, 384), (10, 704)])
+def test_the_values_of_a_quantized_matrix_are_close_to_its_own(
+    shape: tuple[int, int], kind: Quantization, most: float
+) -> None:
+    """With rows of different size, a value would be far off if it had the scale of another block."""
+    torch.manual_seed(1)
+    weight = torch.randn(shape) * torch.linspace(1, 5, shape[0])[:, None]
+    if not quantizable(kind, {"layer": shape}):
+        assert kind is Quantization.NF4
+        assert shape[1] % 64
+        return
+    rounded = rounded_matrix(weight, BaseQuantization(kind))
+    assert (rounded - weight).norm() < most * weight.norm()
+
+
+def small(config: Any, **sizes: Any) -> Any:
+    return config(vocab_size=99, hidden_size=64, num_hidden_layers=2, **sizes)
+
+
+def test_a_class_that_only_multiplies_with_its_linear_layers_can_be_quantized() -> None:
+    config = small(LlamaConfig, intermediate_size=64, num_attention_heads=2)
+    check_quantization(LlamaForCausalLM, config, "base", Task.CAUSAL_LM)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "reason"),
+    [
+        (MambaForCausalLM, small(MambaConfig, state_size=4), "RuntimeError: "),
+        (
+            LongcatFlashForCausalLM,
+            LongcatFlashConfig(vocab_size=99, num_layers=1),
+            "reads the weights of its linear layers itself",
+        ),
+    ],
+)
+def test_a_class_that_uses_weights_in_another_way_is_refused(model_class: Any, config: Any, reason: str) -> None:
+    with pytest.raises(BadConfigError, match=f"quantization must be absent .* {model_class.__name__}.* {reason}"):
+        check_quantization(model_class, config, "base", Task.CAUSAL_LM)
 
 
 @pytest.mark.parametrize("dtype", Dtype)
@@ -192,7 +248,7 @@ for how in (None, BaseQuantization(Quantization.NF4), BaseQuantization(Quantizat
         Path({str(base)!r}), task=Task.CAUSAL_LM, labels=(), dtype=Dtype.FLOAT32, seed=1, quantization=how
     )
     adapted = METHODS["lora"].apply(model, Lora(), TASKS[Task.CAUSAL_LM], seed=1)
-    kinds.append((type(adapted.get_submodule("base_model.model.model.layers.0.mlp.up_proj")).__name__,
+    kinds.append((type(adapted.get_submodule("base_model.model.model.layers.0.mlp.down_proj")).__name__,
                   sys.modules["bitsandbytes"] is not None))
 print(json.dumps(kinds))
 """

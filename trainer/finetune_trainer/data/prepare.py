@@ -28,6 +28,8 @@ from ..model.estimate import TrainingShape, ZeroChoice, base_bytes, choose_zero_
 from ..model.fetch import ModelFolder, fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.pack_check import check_packs
+from ..model.quantize import quantizable
+from ..model.quantize_check import check_quantization
 from ..model.tokenizer import check_special_tokens, embedding_too_small, load_tokenizer, tokenizer_digest
 from ..model.vocabulary import Extension, Forms, choose_tokens, note_of, write_extended
 from ..model.weights import WeightPlan, plan_weights
@@ -66,6 +68,7 @@ _NO_LIMIT = 10**9
 """Tokenizers without a maximum length report a number like 1e30."""
 _MOST_WEIGHTS = 3
 """In a note."""
+_NF4_WIDTHS = ": NF4 needs a multiple of 64 inputs; Int8 does not"
 _MOST_NOTES = 8
 """In the status of a run."""
 
@@ -113,7 +116,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
     _check_class(spec, plan, task, length)
-    quantized = _quantized_base(spec, plan, facts, dtype)
+    quantized = _quantized_base(spec, plan, facts, task, dtype)
     choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens, quantized.matrices)
     check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
@@ -469,18 +472,19 @@ class _QuantizedBase:
     note: str = ""
 
 
-def _quantized_base(spec: Spec, plan: WeightPlan, facts: ModelFacts, dtype: Dtype) -> _QuantizedBase:
-    """Raises BadConfigError if the base model has nothing to quantize."""
+def _quantized_base(spec: Spec, plan: WeightPlan, facts: ModelFacts, task: Task, dtype: Dtype) -> _QuantizedBase:
+    """Raises BadConfigError if the base model has nothing to quantize, or computes something else then."""
     kind = spec.model.quantization
     if kind is None:
         return _QuantizedBase()
-    if not plan.matrices:
+    matrices = tuple(quantizable(kind, plan.matrices).values())
+    if not matrices:
         raise BadConfigError(
-            f"spec.model.quantization must be absent for {spec.model.uri}: {plan.model_class.__name__} has no linear "
-            "layers that bitsandbytes can quantize",
+            f"spec.model.quantization must not be {kind} for {spec.model.uri}: {plan.model_class.__name__} has no "
+            f"linear layers that can be quantized{_NF4_WIDTHS if plan.matrices else ''}",
             advice="remove it, or use another base model",
         )
-    matrices = tuple(plan.matrices.values())
+    check_quantization(plan.model_class, plan.config, spec.model.uri, task)
     quantized = sum(outputs * inputs for outputs, inputs in matrices)
     size = base_bytes(facts.parameters, dtype, kind, matrices)
     note = quantization_note(kind, dtype=dtype, parameters=facts.parameters, quantized=quantized, quantized_bytes=size)
@@ -557,7 +561,8 @@ def lighter_methods(
     usable = [
         name
         for name, row in rows.items()
-        if task in (row.tasks or tuple(Task))
+        if METHODS[name].saves_memory
+        and task in (row.tasks or tuple(Task))
         and {*formats} <= {*row.formats}
         and gradient_checkpointing in row.gradient_checkpointing
     ]

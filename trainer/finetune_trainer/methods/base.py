@@ -100,6 +100,8 @@ class FineTuningMethod(ABC, Generic[Block]):
     """Of the model card."""
     is_adapter: ClassVar[bool]
     """Whether only the trained parameters are gathered for the export, and the base model stays as it is."""
+    saves_memory: ClassVar[bool] = True
+    """Whether it is proposed instead of a method whose training does not fit, if it trains fewer parameters."""
     default_learning_rate: ClassVar[float] = 2e-5
     """Learning rate if `spec.training.learningRate` is absent and a range test finds none. The test covers the rates
     around it, see `learning_rate.rates_to_test`."""

@@ -29,6 +29,7 @@ class OsftMethod(AdapterMethod[Osft]):
     title = "orthogonal subspace fine-tuning"
     default_learning_rate = 2e-5
     adapter = "An OSF adapter"
+    saves_memory = False
     tags = ("osf",)
 
     def parameters(self, sizes: ModelSizes, block: Osft) -> ParameterCounts:
@@ -40,6 +41,8 @@ class OsftMethod(AdapterMethod[Osft]):
         for name, shape in sizes.linear:
             if block.targets is None or any(part in block.targets for part in name.split(".")):
                 large = int(min(shape) * block.kept_share)
+                if large < 1:
+                    continue
                 trained += (min(shape) - large) * (sum(shape) + 1)
                 kept += large * max(shape)
         return ParameterCounts(trained=trained, added=2 * trained + kept)
@@ -57,12 +60,22 @@ class OsftMethod(AdapterMethod[Osft]):
         config = super().peft_config_for(model, block, task)
         whole = tuple(f"{name}." for name in config.modules_to_save or ())
         output = model.get_output_embeddings()
-        config.target_modules = [
-            name
+        wanted = {
+            name: min(module.weight.shape)
             for name, module in model.named_modules()
             if _is_linear(module) and module is not output and not f"{name}.".startswith(whole)
             if block.targets is None or name.rpartition(".")[2] in block.targets
-        ]
+        }
+        # PEFT refuses to keep no singular value, for example of the gate of a shared expert, which has one output.
+        narrow = [name for name, size in wanted.items() if int(size * block.kept_share) < 1]
+        if narrow and block.targets is not None:
+            smallest = 1 / min(wanted.values())
+            raise BadConfigError(
+                f"spec.method.osft.keptShare must be at least {smallest:.2g} to keep a singular value of {narrow[0]}, not "
+                f"{block.kept_share:g}",
+                advice="raise keptShare, or remove this layer from spec.method.osft.targets",
+            )
+        config.target_modules = [name for name in wanted if name not in narrow]
         if not config.target_modules:
             raise BadConfigError(
                 f"spec.method.osft cannot be applied to {type(model).__name__}: it has no linear layers "

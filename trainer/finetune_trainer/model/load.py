@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from finetune_api.v1alpha1 import Dtype, Task
 
 from ..errors import ModelUnusableError
-from .quantize import BaseQuantization, complete_loading, loading_options, round_matrices
+from .quantize import BaseQuantization, complete_loading, loading_options, quantizable, round_matrices
 from .weights import plan_weights
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -40,8 +40,12 @@ def load_model(
     model is on the device of `quantization`. Raises ModelUnusableError if the folder has no such model.
     """
     plan = plan_weights(folder, str(folder), task, labels)
-    is_packed = quantization is not None and not quantization.keeps_type
-    options = loading_options(quantization, TORCH_DTYPES[dtype], plan.unquantized) if quantization and is_packed else {}
+    matrices = {} if quantization is None else quantizable(quantization.kind, plan.matrices)
+    is_quantized = quantization is not None and not quantization.keeps_type
+    options: dict[str, Any] = {}
+    if quantization is not None and is_quantized:
+        others = (*plan.unquantized, *(name for name in plan.matrices if name not in matrices))
+        options = loading_options(quantization, TORCH_DTYPES[dtype], others)
     try:
         model: Any
         found: dict[str, Any]
@@ -69,7 +73,7 @@ def load_model(
     # LayerNorm.weight would be stored as LayerNorm.gamma.
     model._weight_conversions = [kept for kept in model._weight_conversions if kept.was_used()]
     if quantization is not None:
-        (complete_loading if is_packed else round_matrices)(model, quantization, plan.matrices)
+        (complete_loading if is_quantized else round_matrices)(model, quantization, matrices)
     _initialize(model, plan.new, seed=seed)
     if plan.labels.order:
         _reorder(model, plan.label_axes, plan.labels.order)

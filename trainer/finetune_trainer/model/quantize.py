@@ -5,7 +5,7 @@ unquantized. The same files, floating-point type and kind of device give the sam
 the base model. bitsandbytes is imported when a model is quantized.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -18,6 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from finetune_api.v1alpha1 import Quantization
 
 from ..bitsandbytes_import import import_bitsandbytes
+from ..errors import ModelUnusableError
+
+NF4_BLOCK = 64
+"""Weights that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,15 @@ class BaseQuantization:
     ) -> "BaseQuantization | None":
         """None without `kind`, that is, without `spec.model.quantization`."""
         return None if kind is None else cls(kind, device, keeps_type)
+
+
+def quantizable(kind: Quantization, layers: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Those of the layers, name -> outputs and inputs, that can be quantized.
+
+    A block of NF4 is 64 weights of the flattened matrix. The CPU kernel of bitsandbytes reads the scales by row, which
+    is the same only if the number of inputs is a multiple of 64.
+    """
+    return {name: shape for name, shape in layers.items() if kind is not Quantization.NF4 or shape[1] % NF4_BLOCK == 0}
 
 
 def loading_options(how: BaseQuantization, dtype: torch.dtype, unquantized: Collection[str]) -> dict[str, Any]:
@@ -67,7 +80,11 @@ def complete_loading(model: PreTrainedModel, how: BaseQuantization, matrices: Co
     found = {
         name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
     }
-    assert found == {*matrices}, f"transformers quantized other layers: {sorted(found ^ {*matrices})[:4]}"
+    if found != {*matrices}:
+        raise ModelUnusableError(
+            f"transformers has quantized other layers than expected: {', '.join(sorted(found ^ {*matrices})[:4])}",
+            advice="remove spec.model.quantization, or use another base model",
+        )
     for name in sorted(found):
         layer: Any = model.get_submodule(name)
         if how.kind is Quantization.NF4:

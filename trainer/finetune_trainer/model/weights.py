@@ -65,8 +65,8 @@ class WeightPlan:
     positions: int | None
     """Number of tokens that the position table supports, if the model counts positions from its pad id."""
     matrices: Mapping[str, tuple[int, int]]
-    """Linear layer that `spec.model.quantization` applies to -> its outputs and inputs: those of the base model that
-    the folder has weights for."""
+    """Linear layer that `spec.model.quantization` may apply to -> its outputs and inputs: those of the base model that
+    the folder has weights for. See `model.quantize.quantizable`."""
     unquantized: tuple[str, ...]
     """The other linear layers."""
     embeddings: int | None
