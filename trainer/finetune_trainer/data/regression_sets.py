@@ -212,6 +212,7 @@ class _Builder:
             tokens={SPLIT: self._tokens},
             dropped_tokens={SPLIT: self._dropped_tokens},
             template_date=training.template_date or TEMPLATE_DATE,
+            masking=training.masking,
             sources=tuple(self._sources),
             shards={SPLIT: tuple(self.writer.shards)},
         )
