@@ -140,6 +140,8 @@ class Prepared(Exchanged):
     micro_batch_limit: int | None = None
     """Maximum examples per process and forward pass, because more do not fit the memory limit. Absent: all that
     `batch` of the configuration has do."""
+    micro_batch_memory: str | None = None
+    """The memory limit of the workers that it was computed for."""
     supports_gradient_checkpointing: bool = True
     """False: the base model cannot recompute its activations, so gradient checkpointing is disabled regardless of the
     spec."""

@@ -272,6 +272,8 @@ class ResolvedStatus(StatusModel):
     micro_batch_limit: int | None = None
     """Maximum of it if `training.microBatchSize` is absent: more do not fit the memory limit of the workers. Absent: no
     maximum."""
+    micro_batch_memory: str | None = None
+    """The memory limit of the workers that the maximum was computed for. It does not apply to another one."""
     gradient_accumulation_steps: int | None = None
     """Forward passes per optimizer step."""
     packing: str = ""

@@ -442,6 +442,7 @@ def _resolved(prepared: Prepared) -> ResolvedStatus:
         dtype=prepared.dtype,
         zero_stage=prepared.zero_stage,
         micro_batch_limit=prepared.micro_batch_limit,
+        micro_batch_memory=prepared.micro_batch_memory,
         packing=prepared.packing,
         dataset=prepared.dataset_uri,
         dataset_digest=prepared.dataset_digest,

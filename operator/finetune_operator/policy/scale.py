@@ -46,9 +46,16 @@ def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> A
 
 
 def micro_batch_limit(spec: Spec, status: Status) -> int | None:
-    """Return the micro-batch size that the prepare stage has found to fit the memory, if the spec has none."""
+    """Return the micro-batch size that the prepare stage has found to fit the memory, if the spec has none.
+
+    None if the memory limit of the workers has been changed, or if they have GPUs now.
+    """
     resolved = status.run.resolved
-    return None if resolved is None or spec.training.micro_batch_size is not None else resolved.micro_batch_limit
+    if resolved is None or spec.training.micro_batch_size is not None:
+        return None
+    memory = spec.workers.resources.limits.get("memory")
+    is_same = spec.workers.gpus_per_node == 0 and memory == resolved.micro_batch_memory
+    return resolved.micro_batch_limit if is_same else None
 
 
 def with_batch(status: Status, spec: Spec) -> Status:

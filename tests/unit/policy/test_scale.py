@@ -103,18 +103,26 @@ def test_the_next_attempt_has_all_workers_unless_the_last_one_lacked_some(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "fitting", "nodes", "expected"),
-    [(None, 4, 4, (4, 2)), (None, 4, 2, (4, 4)), (None, 16, 4, (8, 1)), (8, 4, 4, (8, 1)), (None, None, 4, (8, 1))],
+    ("wanted", "fitting", "memory", "nodes", "expected"),
+    [
+        (None, 4, "8Gi", 4, (4, 2)),
+        (None, 4, "8Gi", 2, (4, 4)),
+        (None, 16, "8Gi", 4, (8, 1)),
+        (8, 4, "8Gi", 4, (8, 1)),
+        (None, None, None, 4, (8, 1)),
+        (None, 4, "4Gi", 4, (8, 1)),  # it has been raised since
+    ],
 )
 def test_an_absent_micro_batch_size_is_at_most_what_the_prepare_stage_found_to_fit(
-    wanted: int | None, fitting: int | None, nodes: int, expected: tuple[int, int]
+    wanted: int | None, fitting: int | None, memory: str | None, nodes: int, expected: tuple[int, int]
 ) -> None:
-    spec = make_spec(fewest=2, micro=wanted)
-    status = make_status(next_plan=AttemptPlan(nodes=nodes), resolved=ResolvedStatus(micro_batch_limit=fitting))
+    spec = make_spec(fewest=2, micro=wanted, resources={"limits": {"memory": "8Gi"}})
+    resolved = ResolvedStatus(micro_batch_limit=fitting, micro_batch_memory=memory)
+    status = make_status(next_plan=AttemptPlan(nodes=nodes), resolved=resolved)
     plan = scale.plan_next(spec, status)
     assert (plan.micro_batch_size, plan.gradient_accumulation_steps) == expected
     if nodes == 4:
-        shown = scale.with_batch(make_status(resolved=ResolvedStatus(micro_batch_limit=fitting)), spec).run.resolved
+        shown = scale.with_batch(make_status(resolved=resolved), spec).run.resolved
         assert shown is not None
         assert (shown.micro_batch_size, shown.gradient_accumulation_steps) == expected
 

@@ -135,7 +135,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dataset_uri = dataset_folder(config.output_uri, digest)
     info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
     _check_tokens(info, plan, tokenizer, spec.model.uri)
-    _prepare_regression_sets(spec, info, tokenizer, store, runtime, report)
+    _prepare_regression_sets(spec, info, plan, tokenizer, store, runtime, report)
     warnings = _model_warnings(config, plan, _labelled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
         report.warn(text)
@@ -165,6 +165,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         test_tokens=info.tokens.get("test", 0),
         memory_estimate_bytes=choice.bytes,
         micro_batch_limit=choice.micro_batch_limit,
+        micro_batch_memory=spec.workers.resources.limits.get("memory") if choice.micro_batch_limit else None,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
         vocabulary=vocabulary,
         warnings=warnings,
@@ -595,12 +596,19 @@ def make_formatter(
 
 
 def _prepare_regression_sets(
-    spec: Spec, info: DatasetInfo, tokenizer: Any, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter
+    spec: Spec,
+    info: DatasetInfo,
+    plan: WeightPlan,
+    tokenizer: Any,
+    store: ObjectStore,
+    runtime: RuntimeEnv,
+    report: ProgressReporter,
 ) -> None:
     """Make the sets before the training, so that the evaluate stage does not fail on their files."""
     if spec.evaluation.regression_sets:
         with report.phase("regression sets", "preparing the regression sets"):
-            open_regression_sets(spec, info, tokenizer, store, runtime)
+            for found in open_regression_sets(spec, info, tokenizer, store, runtime).values():
+                _check_tokens(found.rows.info, plan, tokenizer, spec.model.uri)
 
 
 def open_regression_sets(

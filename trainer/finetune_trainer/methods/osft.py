@@ -71,8 +71,8 @@ class OsftMethod(AdapterMethod[Osft]):
         if narrow and block.targets is not None:
             smallest = 1 / min(wanted.values())
             raise BadConfigError(
-                f"spec.method.osft.keptShare must be at least {smallest:.2g} to keep a singular value of {narrow[0]}, not "
-                f"{block.kept_share:g}",
+                f"spec.method.osft.keptShare must be at least {smallest:.2g} to keep a singular value of {narrow[0]}, "
+                f"not {block.kept_share:g}",
                 advice="raise keptShare, or remove this layer from spec.method.osft.targets",
             )
         config.target_modules = [name for name in wanted if name not in narrow]

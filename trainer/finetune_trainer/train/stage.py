@@ -87,6 +87,21 @@ def _on_these_devices(config: PreparedConfig, report: ProgressReporter) -> Prepa
     return config.model_copy(update={"prepared": config.prepared.model_copy(update={"dtype": dtype})})
 
 
+def _check_micro_batch(config: PreparedConfig) -> None:
+    """Raise BadConfigError for a micro-batch that does not fit the memory. An operator of an earlier version does not
+    know the maximum."""
+    spec, prepared = config.spec, config.prepared
+    limit, memory = prepared.micro_batch_limit, spec.workers.resources.limits.get("memory")
+    if spec.training.micro_batch_size is not None or limit is None or config.world.gpus:
+        return
+    if memory == prepared.micro_batch_memory and config.batch.micro_size > limit:
+        raise BadConfigError(
+            f"the micro-batch must be at most {limit} to fit spec.workers.resources.limits.memory {memory}, not "
+            f"{config.batch.micro_size}",
+            advice=f"set spec.training.microBatchSize: {limit}, or upgrade the operator",
+        )
+
+
 @dataclass
 class _Attempt:
     config: PreparedConfig
@@ -98,6 +113,7 @@ class _Attempt:
     """Values that the trained parameters begin with; empty: those of the method."""
 
     def run(self) -> TrainResult:
+        _check_micro_batch(self.config)
         plan = training_plan(self.config)
         for warning in plan.warnings:
             log.warning(warning)
