@@ -269,6 +269,10 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             f"!has(self.evaluation.promote) || '{ArtifactFormat.MERGED}' in self.output.formats",
             f"output.formats must have {ArtifactFormat.MERGED} with evaluation.promote, which needs a complete model",
         ),
+        (
+            f"!has(self.output.gguf) || '{ArtifactFormat.GGUF}' in self.output.formats",
+            f"output.gguf must be absent without {ArtifactFormat.GGUF} in output.formats",
+        ),
     ),
 }
 """Path -> (rule, message). `rules.py` has the same rules, and more, for `finetune validate` and the operator.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from .v1alpha1 import Dtype, Spec
+from .v1alpha1 import ArtifactFormat, Dtype, Spec
 
 CPU_BUDGET_FLOP: Final = 3e13
 """About ten minutes on the CPU of one node at 50 GFLOP/s, the rate of 16 cores with AVX2 in 32 bit."""
@@ -20,6 +20,11 @@ _SLACK: Final = 1.2
 """Memory for weight files in addition to the loaded weights: they are read one shard at a time."""
 
 
+def model_copies(spec: Spec) -> int:
+    """One model at a time, but transformers dequantizes a whole GGUF file before it fills the model with the result."""
+    return 2 if ArtifactFormat.GGUF in spec.output.formats else 1
+
+
 @dataclass(frozen=True)
 class EvaluationNeeds:
     """Size of an evaluation."""
@@ -29,23 +34,28 @@ class EvaluationNeeds:
     test_tokens: int | None
     """Tokens of the test split; None: not known."""
     dtype: Dtype
+    copies: int = 1
+    """Models in memory at the same time, see `model_copies`."""
 
     @property
     def memory_bytes(self) -> int:
-        """Memory for one model at a time."""
+        """Memory for the models that are loaded at the same time."""
         width = 4 if self.dtype is Dtype.FLOAT32 else 2
-        return int(_SLACK * width * self.parameters) + _PROCESS_BYTES
+        return int(_SLACK * width * self.parameters * self.copies) + _PROCESS_BYTES
 
     def flop(self, spec: Spec) -> float:
         """Floating-point operations of the forward passes: test split and sample answers of each candidate, the test
-        split of the promoted model and of the pruned base model, and the comparison of each exported folder with the
-        trained model."""
+        split of the promoted model, of the pruned base model and of the exports with quantized weights, and the
+        comparison of each export with the trained model."""
         candidates = 2 if spec.evaluation.baseline else 1
         is_pruned = spec.method.pruning is not None
         measured = candidates + (spec.evaluation.promote is not None) + (is_pruned and spec.evaluation.baseline)
+        formats = set(spec.output.formats)
+        exports = len(formats) + (len(spec.output.gguf.types) - 1 if spec.output.gguf else 0)
+        measured += exports - sum(not artifact.is_quantized for artifact in formats)
         generated = len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
         tokens = measured * (self.test_tokens or 0) + candidates * generated
-        tokens += _RELOAD_TOKENS * len(spec.output.formats)
+        tokens += _RELOAD_TOKENS * exports
         return float(_FORWARD_FLOP * self.parameters * tokens)
 
     def gpus(self, spec: Spec) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from .trainer_config import Exchanged, Prepared
-from .v1alpha1 import Metric, PromotionOutcome, SimpleBaseline
+from .v1alpha1 import CandidateName, Metric, PromotionOutcome, SimpleBaseline
 from .v1alpha1.status import MAX_WARNING_LENGTH, MAX_WARNINGS
 
 FOR_STATUS = "for=status"
@@ -37,6 +37,11 @@ RegressionFigures = dict[str, Figures]
 
 def _known_baselines(value: Any) -> Any:
     known = set(SimpleBaseline)
+    return {name: found for name, found in value.items() if name in known} if isinstance(value, dict) else value
+
+
+def _known_candidates(value: Any) -> Any:
+    known = set(CandidateName)
     return {name: found for name, found in value.items() if name in known} if isinstance(value, dict) else value
 
 
@@ -139,6 +144,17 @@ class PromotionResult(Exchanged):
     """When it was decided, RFC 3339, UTC."""
 
 
+class ExportResult(Exchanged):
+    """A model of an evaluation that is compared by size and speed."""
+
+    bytes: int
+    """Size of its files."""
+    examples_per_second: float | None = None
+    """Speed of the forward passes over the test split. Absent: there is no test split."""
+    metrics: Figures = {}
+    """Metrics of the test split; of the fine-tuned model, they are in `tuned`."""
+
+
 class EvaluateResult(Exchanged):
     """Result of a completed evaluation."""
 
@@ -158,6 +174,8 @@ class EvaluateResult(Exchanged):
     baseline_sets: RegressionFigures = {}
     tuned_sets: RegressionFigures = {}
     """Those of each set of `spec.evaluation.regressionSets`, by name."""
+    exports: Annotated[dict[CandidateName, ExportResult], BeforeValidator(_known_candidates)] = {}
+    """Exports with quantized weights, and the fine-tuned model."""
     promotion: PromotionResult | None = None
     """Absent: `spec.evaluation.promote` is not set."""
     kept_runs: tuple[int, ...] = ()
@@ -239,6 +257,14 @@ class TerminationMessage(Exchanged):
             sets: dict[str, object] = {"baseline_sets": {}, "tuned_sets": {}}
             message = message.model_copy(update={"evaluated": message.evaluated.model_copy(update=sets)})
             yield message
+        if message.evaluated is not None and message.evaluated.exports:
+            exports = {
+                name: found.model_copy(update={"metrics": {}}) for name, found in message.evaluated.exports.items()
+            }
+            for kept in (exports, {}):
+                evaluated = message.evaluated.model_copy(update={"exports": kept})
+                yield message.model_copy(update={"evaluated": evaluated})
+            message = message.model_copy(update={"evaluated": evaluated})
         # Always fits. Needed only for addresses that are longer than object storage allows.
         yield TerminationMessage(
             stage=self.stage, exit_code=self.exit_code, error=message.error, advice=message.advice, rank=self.rank

@@ -801,6 +801,16 @@ def _output(spec: Spec) -> Iterator[Violation]:
     formats = spec.output.formats
     if len(set(formats)) != len(formats):
         yield Violation("spec.output.formats", "must not list a format twice; keep one")
+    gguf = spec.output.gguf
+    if gguf is None:
+        return
+    yield from _repeated(gguf.types, "spec.output.gguf.types", "type")
+    if ArtifactFormat.GGUF not in formats:
+        yield Violation(
+            "spec.output.gguf",
+            f"must be absent without {ArtifactFormat.GGUF} in spec.output.formats; remove it, or add "
+            f"{ArtifactFormat.GGUF} to spec.output.formats",
+        )
 
 
 def _poll(spec: Spec) -> Iterator[Violation]:

@@ -11,11 +11,16 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from .v1alpha1 import ArtifactFormat
+from .v1alpha1 import ArtifactFormat, GgufType
 
 _INSIDE_CHECKPOINTS = re.compile(r"/checkpoints(/(manifests|blobs)(/[^/]*)?)?/?$")
 _RUN_FOLDER = re.compile(r"(s3://.+)/runs/r[0-9]{4,}-[^/]+")
-_FOLDERS = {ArtifactFormat.MERGED: "model", ArtifactFormat.ADAPTER: "adapter"}
+_FOLDERS = {
+    ArtifactFormat.MERGED: "model",
+    ArtifactFormat.ADAPTER: "adapter",
+    ArtifactFormat.INT8: "int8",
+    ArtifactFormat.GGUF: "gguf",
+}
 
 PROMOTION_MARKER = "promotion.json"
 
@@ -28,6 +33,11 @@ def dataset_folder(output_uri: str, digest: str) -> str:
 def base_model_folder(output_uri: str, digest: str) -> str:
     """Folder of the copy of a base model."""
     return f"{output_uri.rstrip('/')}/models/{digest}"
+
+
+def gguf_file(kind: GgufType) -> str:
+    """Name of a GGUF file in its folder: `model-Q8_0.gguf`."""
+    return f"model-{kind}.gguf"
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,10 @@ class RunLayout:
     def artifact(self, artifact: ArtifactFormat) -> str:
         """Folder of the exported model in one format."""
         return f"{self.uri}/{_FOLDERS[artifact]}"
+
+    def gguf(self, kind: GgufType) -> str:
+        """File of the exported model in one type of the format GGUF."""
+        return f"{self.artifact(ArtifactFormat.GGUF)}/{gguf_file(kind)}"
 
     @property
     def training_log(self) -> str:

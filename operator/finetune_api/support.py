@@ -147,9 +147,9 @@ class Support:
             able = [name for name, other in self.methods.items() if set(refused) <= set(other.formats)]
             without = f" without spec.{_any_of([f'method.{name}' for name in able])}" if able else f" {with_method}"
             remedy = f", or set {_any_of([f'method.{name}' for name in able])}" if able else ""
-            write = f"write [{', '.join(row.formats)}]"
+            write = f"write [{', '.join(DEFAULT_FORMATS)}]"
             if not {*DEFAULT_FORMATS} <= {*row.formats}:  # so it must be written
-                write += f", because the default is [{', '.join(DEFAULT_FORMATS)}]"
+                write = f"write [{', '.join(row.formats)}], because the default is [{', '.join(DEFAULT_FORMATS)}]"
             yield restriction(
                 "output.formats",
                 values=lambda spec: spec.output.formats,
@@ -265,6 +265,15 @@ class Support:
                 requirement=lambda value: f"must not have {value} for a {row.model}{able}",
                 refused=refused,
             )
+        if refused := _others(tuple(ArtifactFormat), row.artifacts):
+            yield restriction(
+                "output.formats",
+                values=lambda spec: spec.output.formats,
+                allowed=row.artifacts,
+                within=_cel_all("output.formats"),
+                requirement=lambda value: f"must not have {value} for a {row.model}; write {_any_of(row.artifacts)}",
+                refused=refused,
+            )
         if refused := _others(tuple(Packing), row.packings):
             yield restriction(
                 "data.packing",
@@ -368,6 +377,7 @@ class Support:
                 _listed(row.metrics),
                 _headline(row),
                 _listed(row.baselines) or "none",
+                _listed(row.artifacts),
                 "yes" if row.answers_prompts else "no",
             ]
             for task, row in self.tasks.items()
@@ -384,6 +394,7 @@ class Support:
                     "metrics",
                     "compared by",
                     "`evaluation.baselines`",
+                    "`output.formats`",
                     "prompts",
                 ],
                 by_task,
@@ -427,7 +438,7 @@ validate` and the operator reject any other combination, and report the field an
 {methods}
 
 A base model whose folder has quantized weights cannot be trained with any method: the job quantizes the base model
-itself. `Packed` also depends on the architecture of the base model, which the prepare stage checks.
+itself. `Packed`, `Int8` and `GGUF` also depend on the architecture of the base model, which the prepare stage checks.
 
 ## Tasks
 

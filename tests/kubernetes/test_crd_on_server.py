@@ -121,6 +121,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation": {"prompts": ["Hi"]}},
         "evaluation.prompts must be empty for a classifier",
     ),
+    "an export of other models": (
+        {"output": {"formats": ["GGUF"]}},
+        "output.formats must not have GGUF for a classifier; write Merged, Adapter or Int8",
+    ),
+    "types of files that are not exported": (
+        {"output": {"gguf": {"types": ["F16"]}}},
+        "output.gguf must be absent without GGUF in output.formats",
+    ),
     "a format of another task": (
         {"model": {"task": "CausalLM"}},
         "model.task must fit data.format, Classification or TokenClassification, and CausalLM does not",

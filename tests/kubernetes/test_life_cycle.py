@@ -468,6 +468,7 @@ FINISHED_CHANGES = [
     pytest.param({}, {"model": {"dtype": "Float32"}, "data": {"packing": "Padded"}}, 1, NOTHING, id="automatic values"),
     pytest.param({}, {"evaluation": {"maxNewTokens": 65}}, 1, (Stage.EVALUATE,), id="sample answers"),
     pytest.param(ADAPTED, {"output": {"formats": ["Merged", "Adapter"]}}, 1, (Stage.EVALUATE,), id="export format"),
+    pytest.param({}, {"output": {"formats": ["Merged", "Int8"]}}, 1, (Stage.EVALUATE,), id="quantized export"),
     pytest.param({}, {"workers": {"nodes": 1}, "checkpoint": {"keepLast": 4}}, 1, NOTHING, id="attempt"),
     pytest.param(
         {},

@@ -34,7 +34,9 @@ class HeadOnly(MethodBlock):
     """Train only the head."""
 
     support: ClassVar[MethodSupport] = MethodSupport(
-        formats=(ArtifactFormat.MERGED,), tasks=(Task.SEQUENCE_CLASSIFICATION, BRIER), zero_stages=(0, 1, 2)
+        formats=(ArtifactFormat.MERGED, ArtifactFormat.INT8, ArtifactFormat.GGUF),
+        tasks=(Task.SEQUENCE_CLASSIFICATION, BRIER),
+        zero_stages=(0, 1, 2),
     )
 
 

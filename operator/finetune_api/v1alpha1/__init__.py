@@ -27,7 +27,7 @@ from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model, Quantization, Vocabulary
 from .pod import Affinity, EnvFrom, PodSettings, Resources, Toleration, TopologySpread, Volume, VolumeMount
 from .promotion import ModelRegistry, Promotion, Threshold
-from .results import ArtifactFormat, Checkpoint, Evaluation, Output, RegressionSet, Storage
+from .results import ArtifactFormat, Checkpoint, Evaluation, Gguf, GgufType, Output, RegressionSet, Storage
 from .schedule import ConcurrencyPolicy, RunSchedule
 from .scope import Scope
 from .stages import EvaluatePod, StagePod, Stages
@@ -114,6 +114,8 @@ __all__ = [
     "FineTuneJob",
     "Freeze",
     "FullFineTune",
+    "Gguf",
+    "GgufType",
     "GradualUnfreezing",
     "Holdout",
     "KeySelector",

@@ -99,6 +99,31 @@ class ArtifactFormat(StrEnum):
 
     MERGED = "Merged"
     ADAPTER = "Adapter"
+    INT8 = "Int8"
+    GGUF = "GGUF"
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the weights are quantized. Such a format is made from the complete model, without training."""
+        return self in (ArtifactFormat.INT8, ArtifactFormat.GGUF)
+
+
+class GgufType(StrEnum):
+    """How a GGUF file stores the matrices of the transformer layers."""
+
+    F16 = "F16"
+    BF16 = "BF16"
+    Q8_0 = "Q8_0"
+    Q5_0 = "Q5_0"
+    Q4_0 = "Q4_0"
+
+
+class Gguf(ApiModel, scope=Scope.EVALUATION):
+    """The files of the format GGUF."""
+
+    types: Annotated[tuple[GgufType, ...], Field(min_length=1, max_length=5)] = (GgufType.Q8_0,)
+    """One file for each type. F16 and BF16 have 16 bits for each weight; Q8_0, Q5_0 and Q4_0 have 8, 5 and 4 bits, and
+    a scale of 16 bits for 32 weights. With Q5_0 and Q4_0, the embeddings and the output matrix are Q8_0."""
 
 
 class Output(ApiModel, scope=Scope.RUN):
@@ -107,10 +132,22 @@ class Output(ApiModel, scope=Scope.RUN):
     uri: S3Uri
     """Prefix for data sets, checkpoints, models and reports."""
 
-    formats: Annotated[tuple[ArtifactFormat, ...], Field(min_length=1, max_length=2), Scope.EVALUATION] = (
+    formats: Annotated[tuple[ArtifactFormat, ...], Field(min_length=1, max_length=4), Scope.EVALUATION] = (
         ArtifactFormat.MERGED,
     )
-    """Merged is a complete model in Hugging Face layout; Adapter is the PEFT adapter alone."""
+    """Merged is a complete model in Hugging Face layout; Adapter is the PEFT adapter alone; Int8 is a complete model in
+    Hugging Face layout with weights of 8 bits (bitsandbytes); GGUF is a folder of files for llama.cpp, for language
+    models of the types llama, qwen2 and qwen3. The size, speed and accuracy of Int8 and GGUF are in the report."""
+
+    gguf: Annotated[Gguf | None, Scope.EVALUATION] = None
+    """Types of the format GGUF. Absent: Q8_0."""
+
+    @property
+    def gguf_types(self) -> tuple[GgufType, ...]:
+        """Types of the GGUF files; empty without the format."""
+        if ArtifactFormat.GGUF not in self.formats:
+            return ()
+        return (self.gguf or Gguf()).types
 
     keep_runs: Annotated[Annotated[int, Field(ge=1, le=10_000)] | None, Scope.ATTEMPT] = None
     """After each evaluation, keep only the files of the current run and of the newest others, this many in total. The

@@ -10,6 +10,7 @@ from ..constants import TERMINAL_CONDITIONS, ConditionType, Phase, Reason, Stage
 from .base import StatusModel
 from .baselines import SimpleBaseline
 from .metrics import Metric
+from .results import GgufType
 
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 """RFC 3339, UTC."""
@@ -202,11 +203,24 @@ class CandidateName(StrEnum):
     """The base model after `spec.method.full.pruning`, before the training."""
     MAJORITY_CLASS = "majorityClass"
     TFIDF_LOGISTIC_REGRESSION = "tfidfLogisticRegression"
+    INT8 = "int8"
+    """The fine-tuned model, exported as Int8."""
+    GGUF_F16 = "ggufF16"
+    """The fine-tuned model, exported as GGUF. So are those after it."""
+    GGUF_BF16 = "ggufBF16"
+    GGUF_Q8_0 = "ggufQ8_0"
+    GGUF_Q5_0 = "ggufQ5_0"
+    GGUF_Q4_0 = "ggufQ4_0"
 
     @classmethod
     def of(cls, baseline: SimpleBaseline) -> "CandidateName":
         """The candidate that is a simple baseline."""
         return cls(baseline[0].lower() + baseline[1:])
+
+    @classmethod
+    def of_gguf(cls, kind: GgufType) -> "CandidateName":
+        """The candidate that is a GGUF file."""
+        return cls(f"gguf{kind}")
 
 
 class CandidateStatus(StatusModel):
@@ -216,6 +230,10 @@ class CandidateStatus(StatusModel):
     """Metrics of the test split."""
     regression_sets: dict[str, dict[Metric, float]] | None = None
     """Metrics of each set of `spec.evaluation.regressionSets`, by name. Absent: not evaluated on any."""
+    bytes: int | None = None
+    """Exports with quantized weights, and the fine-tuned model beside them: size of the files of the model."""
+    examples_per_second: float | None = None
+    """Speed of the forward passes over the test split, measured once."""
 
 
 class ArtifactStatus(StatusModel):

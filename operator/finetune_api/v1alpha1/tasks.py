@@ -7,6 +7,7 @@ from enum import StrEnum
 from .baselines import SimpleBaseline
 from .data import DataFormat, Packing
 from .metrics import Metric
+from .results import ArtifactFormat
 
 ENTITY_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
 """Prefixes of labels that say where an entity begins and ends, of the schemes BIO, BIOES and BILOU."""
@@ -40,6 +41,8 @@ class TaskSupport:
     """Whether `spec.evaluation.prompts` can be answered."""
     packings: tuple[Packing, ...] = (Packing.PADDED, Packing.LENGTH_GROUPED)
     """Values of `spec.data.packing` that it can be trained with."""
+    artifacts: tuple[ArtifactFormat, ...] = (ArtifactFormat.MERGED, ArtifactFormat.ADAPTER, ArtifactFormat.INT8)
+    """Formats that its models can be exported in. GGUF has language models only."""
     labels_tokens: bool = False
     """Whether a label belongs to a token; otherwise to a record."""
     baselines: tuple[SimpleBaseline, ...] = ()
@@ -76,6 +79,7 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         has_labels=False,
         answers_prompts=True,
         packings=tuple(Packing),
+        artifacts=tuple(ArtifactFormat),
     ),
     # After CausalLM, which Text data is for unless the spec names the task.
     Task.MASKED_LM: TaskSupport(

@@ -11,7 +11,7 @@ from finetune_operator.manifests import Manifest
 
 from .conditions import phase_since, wrong_conditions
 from .plain import figures_text
-from .summary import baseline_rows, regression_rows, summarize
+from .summary import baseline_rows, export_rows, regression_rows, summarize
 from .table import table_lines
 from .text import duration, metric_name, metric_value, seconds_since
 from .view import snapshot
@@ -132,7 +132,7 @@ class Page:
         if metrics:
             headings = ("test split", "baseline", "tuned", "change")
             yield from table_lines(headings, metrics, numbers=True, gap=_GAP, first_width=_LABEL_WIDTH - _GAP)
-        for label, text in (*baseline_rows(self.status), *regression_rows(self.status)):
+        for label, text in (*baseline_rows(self.status), *regression_rows(self.status), *export_rows(self.status)):
             yield from self._row(label, text)
         if self.status.run.artifact is not None:
             yield from self._row("model", self.status.run.artifact.uri)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_api.constants import ConditionType, Phase, Stage
-from finetune_api.v1alpha1 import BASELINE_SUPPORT, CandidateName, FineTuneJob, Status
+from finetune_api.v1alpha1 import BASELINE_SUPPORT, CandidateName, FineTuneJob, GgufType, Status
 
-from .text import duration, metric_change, metric_name, metric_value, seconds_since
+from .text import duration, metric_change, metric_name, metric_value, seconds_since, size
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ def _results(status: Status) -> list[tuple[str, str]]:
     return [
         *baseline_rows(status),
         *regression_rows(status),
+        *export_rows(status),
         ("model", artifact.uri),
         ("report", artifact.report),
         ("promotion", decided),
@@ -150,6 +151,24 @@ def regression_rows(status: Status) -> list[tuple[str, str]]:
                 text = f"{metric_value(metric, earlier[metric])} -> {text}"
             shown.append(f"{metric_name(metric)} {text}")
         rows.append(("regression" if not rows else "", f"{name}: {', '.join(shown)}"))
+    return rows
+
+
+_EXPORTS = {CandidateName.INT8: "Int8", **{CandidateName.of_gguf(kind): f"GGUF {kind}" for kind in GgufType}}
+
+
+def export_rows(status: Status) -> list[tuple[str, str]]:
+    """Label, size, speed and metrics of each export with quantized weights."""
+    rows = []
+    for name, label in _EXPORTS.items():
+        found = status.run.candidates.get(name)
+        if found is None:
+            continue
+        shown = [] if found.bytes is None else [size(found.bytes)]
+        if found.examples_per_second is not None:
+            shown.append(f"{found.examples_per_second:.3g} examples per second")
+        shown += (f"{metric_name(metric)} {metric_value(metric, value)}" for metric, value in found.metrics.items())
+        rows.append((label, ", ".join(shown)))
     return rows
 
 

@@ -400,11 +400,17 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
         }
         update["promotion"] = None if evaluated.promotion is None else _promotion(evaluated.promotion)
         sets = {CandidateName.BASELINE: evaluated.baseline_sets, CandidateName.TUNED: evaluated.tuned_sets}
-        update["candidates"] = {
+        candidates = {
             name: CandidateStatus(metrics=found, regression_sets=sets.get(name) or None)
             for name, found in figures.items()
             if found or sets.get(name)
         }
+        for name, export in evaluated.exports.items():
+            measured = candidates.get(name) or CandidateStatus(metrics=export.metrics)
+            candidates[name] = measured.model_copy(
+                update={"bytes": export.bytes, "examples_per_second": export.examples_per_second}
+            )
+        update["candidates"] = candidates
         output, _, _ = evaluated.report_uri.rpartition("/runs/")
         status = without_files(status, evaluated.kept_runs, output)
     return status.with_run(**update)

@@ -96,7 +96,8 @@ class Start(Step):
         """Create the children."""
         trains = self.stage is Stage.TRAIN
         seconds = grace.grace_seconds(status, facts.settings.termination_grace) if trains else None
-        return (CreateChildren(self._config(facts, status), evaluation_needs(status.run.resolved), seconds),)
+        config = self._config(facts, status)
+        return (CreateChildren(config, evaluation_needs(status.run.resolved, config.spec), seconds),)
 
     def _config(self, facts: Facts, status: Status) -> TrainerConfig:
         run = status.run

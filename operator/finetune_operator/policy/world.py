@@ -1,7 +1,7 @@
 """Processes of an attempt, and the division of an optimizer step among them."""
 
 from finetune_api.constants import Stage
-from finetune_api.evaluation_needs import EvaluationNeeds
+from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
 from finetune_api.stages import stage_order
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Dtype, FineTuneJob, ResolvedStatus, Spec, Storage
@@ -21,7 +21,7 @@ def stage_config(
 ) -> TrainerConfig:
     """Return the configuration of an attempt. `plan` is that of a training attempt; absent: all workers of the spec."""
     nodes = None if plan is None else plan.nodes
-    gpus = evaluation_needs(resolved).gpus(job.spec) if stage is Stage.EVALUATE else None
+    gpus = evaluation_needs(resolved, job.spec).gpus(job.spec) if stage is Stage.EVALUATE else None
     return TrainerConfig(
         job=JobRef(namespace=job.metadata.namespace, name=job.metadata.name, uid=job.metadata.uid),
         run=run,
@@ -44,7 +44,7 @@ def world(spec: Spec, stage: Stage, nodes: int | None = None) -> World:
     return World()
 
 
-def evaluation_needs(resolved: ResolvedStatus | None) -> EvaluationNeeds:
+def evaluation_needs(resolved: ResolvedStatus | None, spec: Spec | None = None) -> EvaluationNeeds:
     """Return the size of the evaluation, if the prepare stage has determined it."""
     if resolved is None:
         return EvaluationNeeds(parameters=0, test_tokens=None, dtype=Dtype.FLOAT32)
@@ -52,6 +52,7 @@ def evaluation_needs(resolved: ResolvedStatus | None) -> EvaluationNeeds:
         parameters=resolved.parameters or 0,
         test_tokens=resolved.test_tokens,
         dtype=Dtype(resolved.dtype) if resolved.dtype else Dtype.FLOAT32,
+        copies=1 if spec is None else model_copies(spec),
     )
 
 

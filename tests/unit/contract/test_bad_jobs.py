@@ -88,7 +88,11 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         ("kind", "Job", 'kind must be FineTuneJob, not "Job"'),
         ("spec.data.test", [], "spec.data.test must be an object with sources or fraction, not a list"),
         ("spec.data.train", {}, "spec.data.train must be a list of objects with uri, not an object"),
-        ("spec.output.formats", "Merged", "spec.output.formats must be a list, each entry one of Merged or Adapter"),
+        (
+            "spec.output.formats",
+            "Merged",
+            "spec.output.formats must be a list, each entry one of Merged, Adapter, Int8 or GGUF",
+        ),
         ("spec.evaluation.prompts", "Hi", 'spec.evaluation.prompts must be a list, each entry text, not "Hi"'),
         (
             "spec.workers.imagePullSecrets",
@@ -548,6 +552,19 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.evaluation.promote must have a complete model to promote; add Merged to spec.output.formats",
         ),
         ("spec.output.formats", ["Adapter"], "spec.output.formats must not have Adapter without spec.method.lora"),
+        ("spec.output.formats", ["Merged", "Int8", "GGUF"], None),
+        (
+            "spec",
+            job_with("spec.data.format", "Classification")["spec"]
+            | {"output": {"uri": "s3://bucket/out", "formats": ["GGUF"]}},
+            "spec.output.formats must not have GGUF for a classifier; write Merged, Adapter or Int8",
+        ),
+        ("spec.output.gguf", {}, "spec.output.gguf must be absent without GGUF in spec.output.formats"),
+        (
+            "spec.output.gguf",
+            {"types": ["Q8_0", "F16", "Q8_0"]},
+            "spec.output.gguf.types[2] must not have the type of spec.output.gguf.types[0]",
+        ),
         (
             "spec.training.earlyStopping",
             {"metric": "Accuracy"},

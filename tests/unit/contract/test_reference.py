@@ -63,7 +63,10 @@ def test_every_field_has_a_description_or_a_section_with_one() -> None:
         ("spec.training.epochs", "(integer, 1 to 10000; scope `Run`): Passes over the training split."),
         ("spec.training.learningRate", "(number, 1e-12 to 10; scope `Run`): Peak learning rate."),
         ("spec.data.test", "(object; default `{fraction: 0.1}`; scope `Data`): Split that only the evaluate stage"),
-        ("spec.output.formats", "(list of 1 to 2 entries, each one of `Merged`, `Adapter`; default `[Merged]`;"),
+        (
+            "spec.output.formats",
+            "(list of 1 to 4 entries, each one of `Merged`, `Adapter`, `Int8`, `GGUF`; default `[Merged]`;",
+        ),
         ("spec.stages.evaluate.volumes[].emptyDir", "(any object with at most 32 keys): A folder that is deleted"),
         ("spec.runId", "(string, at most 63 characters: letters, digits, '.', '_' and '-'; scope `Run`): Free text."),
         ("spec.checkpoint.maxLostWork", "(Duration): Save often enough"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.run_layout import PromotionLayout, RunLayout, base_model_folder, dataset_folder
-from finetune_api.v1alpha1 import ArtifactFormat
+from finetune_api.v1alpha1 import ArtifactFormat, GgufType
 
 README = Path(__file__).parents[3] / "README.md"
 RUN = RunLayout.of("s3://bucket/out/", 1, "1f3a9c42-0000-4000-8000-000000000000")
@@ -19,6 +19,8 @@ ADDRESSES = {
     "runs/r0001-1f3a9c42/attempts": RUN.claims,
     "runs/r0001-1f3a9c42/model": RUN.artifact(ArtifactFormat.MERGED),
     "runs/r0001-1f3a9c42/adapter": RUN.artifact(ArtifactFormat.ADAPTER),
+    "runs/r0001-1f3a9c42/int8": RUN.artifact(ArtifactFormat.INT8),
+    "runs/r0001-1f3a9c42/gguf/model-Q8_0.gguf": RUN.gguf(GgufType.Q8_0),
     "runs/r0001-1f3a9c42/tensorboard": RUN.tensorboard,
     "runs/r0001-1f3a9c42/learning-rate.json": RUN.learning_rate,
     "runs/r0001-1f3a9c42/training.json": RUN.training_log,

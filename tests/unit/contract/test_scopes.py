@@ -67,6 +67,7 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
     ({"evaluation": {"promote": {}}}, {Scope.EVALUATION}),
     ({"evaluation": {"promote": {"thresholds": [{"metric": "Accuracy", "min": 0.9}]}}}, {Scope.EVALUATION}),
     ({"method": {"lora": {}}, "output": {"formats": ["Merged", "Adapter"]}}, {Scope.RUN, Scope.EVALUATION}),
+    ({"output": {"formats": ["Merged", "Int8"]}}, {Scope.EVALUATION}),
     ({"suspend": True}, {Scope.NOW}),
     ({"restart": {"maxRestarts": 9}}, {Scope.NOW}),
 ]

@@ -9,6 +9,7 @@ from finetune_api.progress import (
     MAX_TERMINATION_BYTES,
     CommittedCheckpoint,
     EvaluateResult,
+    ExportResult,
     Progress,
     PromotionResult,
     TerminationMessage,
@@ -16,7 +17,7 @@ from finetune_api.progress import (
     merged_warnings,
 )
 from finetune_api.trainer_config import Prepared
-from finetune_api.v1alpha1 import Metric, PromotionOutcome, SimpleBaseline
+from finetune_api.v1alpha1 import CandidateName, GgufType, Metric, PromotionOutcome, SimpleBaseline
 
 LONG_URI = "s3://bucket/" + "ü" * 500
 CHECKPOINT = CommittedCheckpoint(step=40, uri=f"{LONG_URI}/manifest", time="2026-03-01T12:00:00Z", save_seconds=1.5)
@@ -117,6 +118,34 @@ def test_the_figures_of_the_most_regression_sets_fit_into_a_usual_message():
     read = TerminationMessage.decode(TerminationMessage(stage="evaluate", exit_code=0, evaluated=evaluated).encode())
     assert read is not None
     assert read.evaluated == evaluated
+
+
+EXPORTS = {
+    name: ExportResult(bytes=10**12, examples_per_second=0.123, metrics=FIGURES)
+    for name in (CandidateName.INT8, *map(CandidateName.of_gguf, GgufType))
+}
+
+
+def test_sizes_and_speeds_of_all_exports_fit_into_a_usual_message_without_their_metrics_at_the_most():
+    usual = EvaluateResult(report_uri="s3://bucket/report", tuned=FIGURES, exports=EXPORTS)
+    read = TerminationMessage.decode(TerminationMessage(stage="evaluate", exit_code=0, evaluated=usual).encode())
+    assert read is not None
+    assert read.evaluated == usual
+    long = usual.model_copy(update={"report_uri": f"s3://bucket/{'u' * 3000}"})
+    text = TerminationMessage(stage="evaluate", exit_code=0, evaluated=long).encode()
+    assert len(text.encode()) <= MAX_TERMINATION_BYTES
+    read = TerminationMessage.decode(text)
+    assert read is not None
+    assert read.evaluated is not None
+    assert {name: (one.bytes, one.metrics) for name, one in read.evaluated.exports.items()} == {
+        name: (10**12, {}) for name in EXPORTS
+    }
+    assert read.evaluated.tuned == FIGURES
+
+
+def test_exports_that_only_a_newer_trainer_has_are_ignored():
+    written = {"report_uri": "r", "exports": {"ggufQ2_K": {"bytes": 1}, "int8": {"bytes": 2}}}
+    assert EvaluateResult.model_validate(written).exports == {CandidateName.INT8: ExportResult(bytes=2)}
 
 
 def test_a_promotion_keeps_its_message_and_addresses_in_a_usual_message():

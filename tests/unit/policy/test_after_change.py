@@ -119,6 +119,7 @@ EVALUATED_AGAIN: list[tuple[dict[str, Any], bool]] = [
     ({"evaluation": {"promote": {}}}, True),
     ({"evaluation": {"promote": {"thresholds": [{"metric": "Accuracy", "min": 0.9}]}}}, True),
     ({"output": {"uri": "s3://bucket/out", "formats": ["Merged"]}}, False),
+    ({"output": {"uri": "s3://bucket/out", "formats": ["Merged", "Int8"]}}, True),
     ({"workers": {"nodes": 2}}, False),
     ({"checkpoint": {"keepLast": 5}}, False),
     ({"restart": {"maxRestarts": 9}}, False),

@@ -56,7 +56,9 @@ class GradualUnfreezing(ApiModel, scope=Scope.RUN):
 class FullFineTune(MethodBlock):
     """Every parameter is trained, except those in `freeze`."""
 
-    support: ClassVar[MethodSupport] = MethodSupport(formats=(ArtifactFormat.MERGED,))
+    support: ClassVar[MethodSupport] = MethodSupport(
+        formats=(ArtifactFormat.MERGED, ArtifactFormat.INT8, ArtifactFormat.GGUF)
+    )
 
     freeze: Freeze | None = None
     """Parameters that are not trained. Absent: none."""

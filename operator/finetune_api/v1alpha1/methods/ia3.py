@@ -13,9 +13,7 @@ class Ia3(MethodBlock):
     """Learned factors for the activations of some layers (IA3; Liu et al. 2022, arXiv 2205.05638), through PEFT; the
     base model stays frozen."""
 
-    support: ClassVar[MethodSupport] = MethodSupport(
-        formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER), quantizations=tuple(Quantization)
-    )
+    support: ClassVar[MethodSupport] = MethodSupport(formats=tuple(ArtifactFormat), quantizations=tuple(Quantization))
 
     targets: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None = (
         None

@@ -12,7 +12,7 @@ class LayerNormTuning(MethodBlock):
     others stay frozen."""
 
     support: ClassVar[MethodSupport] = MethodSupport(
-        formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER),
+        formats=tuple(ArtifactFormat),
         # PEFT copies the layers, which parameters that are partitioned between processes do not allow.
         zero_stages=(0, 1, 2),
         quantizations=tuple(Quantization),

@@ -29,9 +29,7 @@ class LoraInit(StrEnum):
 class Lora(MethodBlock):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), through PEFT; the base model stays frozen."""
 
-    support: ClassVar[MethodSupport] = MethodSupport(
-        formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER), quantizations=tuple(Quantization)
-    )
+    support: ClassVar[MethodSupport] = MethodSupport(formats=tuple(ArtifactFormat), quantizations=tuple(Quantization))
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank r of the update B*A."""
