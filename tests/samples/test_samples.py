@@ -88,7 +88,7 @@ def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path
     assert promotion is None or promotion.outcome is PromotionOutcome.PROMOTED
 
 
-CHATS = ["chat-lora", "qlora", "packing", "prompt-tuning", "p-tuning", "prefix-tuning"]
+CHATS = ["chat-lora", "qlora", "packing", "prompt-tuning", "p-tuning", "prefix-tuning", "quantized-export"]
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -104,6 +104,9 @@ def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_fol
     assert job.status.phase is Phase.SUCCEEDED
     baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
+    if name == "quantized-export":
+        for export in (CandidateName.INT8, CandidateName.GGUF_Q8_0, CandidateName.GGUF_Q4_0):
+            assert job.status.metrics_of(export)[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
 
 
 MASKED = "continued-pre-training"

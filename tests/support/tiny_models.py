@@ -284,6 +284,10 @@ def save_tiny(family: str, folder: Path) -> Path:
         "gpt2": ("GPT2LMHeadModel", "GPT2Config", narrow, {}),
         "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", sizes, {}),
         "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", grouped, {}),
+        "qwen2-tied": ("Qwen2ForCausalLM", "Qwen2Config", grouped | {"tie_word_embeddings": True}, {}),
+        # Readers of GGUF files assume this size of a head.
+        "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", grouped | {"head_dim": 128}, {}),
+        "qwen3-tied": ("Qwen3ForCausalLM", "Qwen3Config", grouped | {"head_dim": 128, "tie_word_embeddings": True}, {}),
         "gemma": ("GemmaForCausalLM", "GemmaConfig", grouped | {"head_dim": 8}, {}),
     }
     model, config, fields, options = made[family]

@@ -283,7 +283,11 @@ TRAINED: dict[str, dict[str, Any]] = {
         "method": {"lora": {}},
         "training": {**_SHORT, "gradientCheckpointing": True},
         "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
-        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
+        "output": {
+            "uri": "s3://{bucket}/{job}",
+            "formats": ["Merged", "Adapter", "Int8", "GGUF"],
+            "gguf": {"types": ["F16", "BF16", "Q8_0", "Q5_0", "Q4_0"]},
+        },
         "workers": {"nodes": 2},
     },
     "quantized-classifier": {
@@ -291,7 +295,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
         "method": {"lora": {"variant": "DoRA"}},
         "training": _SHORT,
-        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged", "Int8"]},
     },
     "chats": {
         "model": {"uri": "{models}/llama-chat"},

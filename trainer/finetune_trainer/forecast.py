@@ -14,7 +14,7 @@ from statistics import median
 from pydantic import ValidationError
 
 from finetune_api.constants import Stage
-from finetune_api.evaluation_needs import EvaluationNeeds
+from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
 from finetune_api.run_layout import RunLayout
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 
@@ -88,7 +88,12 @@ def forecast_job(config: TrainerConfig, store: ObjectStore, *, scratch: Path, ca
     info = read_dataset_info(store, prepared.dataset_uri)
     plan = training_plan(PreparedConfig.of(config, prepared))
     tokens = sum(length * rows for length, rows in info.lengths["train"].items())
-    needs = EvaluationNeeds(parameters=prepared.parameters, test_tokens=prepared.test_tokens, dtype=prepared.dtype)
+    needs = EvaluationNeeds(
+        parameters=prepared.parameters,
+        test_tokens=prepared.test_tokens,
+        dtype=prepared.dtype,
+        copies=model_copies(config.spec),
+    )
     checkpoint = STATE_BYTES * prepared.trained_parameters
     return Forecast(
         prepared=prepared,

@@ -14,6 +14,7 @@ CHATTY = {
     "botocore": logging.WARNING,
     "boto3": logging.WARNING,
     "filelock": logging.WARNING,
+    "gguf": logging.WARNING,
     "httpx": logging.WARNING,
     "huggingface_hub": logging.WARNING,
     "matplotlib": logging.WARNING,

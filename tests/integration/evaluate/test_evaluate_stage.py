@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from evaluation_runs import (
 from finetune_api.comparison import metric_name, metric_text
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES
-from finetune_api.v1alpha1 import Metric, SimpleBaseline
+from finetune_api.v1alpha1 import ArtifactFormat, CandidateName, Gguf, GgufType, Metric, Output, SimpleBaseline
 from finetune_trainer.data.shards import TokenDataset
 from finetune_trainer.errors import ExportUnusableError, ModelUnusableError
 from finetune_trainer.evaluate.records import Evaluation
@@ -226,6 +227,70 @@ def test_every_exported_folder_is_reloaded(store, run, prepared, llama, tmp_path
         assert entry.reloaded == pytest.approx(entry.trained, abs=1e-4)
         card = store.get(f"{entry.uri}/README.md").decode()
         assert f"the loss is {entry.reloaded:.4f} on {entry.rows} rows" in card
+
+
+def exports_of(record: Evaluation) -> dict[str, Any]:
+    return {entry.title: entry for entry in record.quantized.exports}
+
+
+def test_exports_with_quantized_weights_are_made_from_the_adapter_and_measured(store, run, prepared, llama, tmp_path):
+    """One format more needs no training, and no merged model in storage."""
+    lora = {"method": {"lora": {"rank": 4}}, "output": {"formats": ["GGUF"]}}
+    config = prepared(llama, questions(), **lora)
+    model = trained_model(config, store, tmp_path, epochs=2, adapter=True)
+    export_adapter(model, config, store, tmp_path)
+    result, record = run(config)
+    (only,) = exports_of(record).values()
+    assert (only.title, only.address.uri) == ("GGUF Q8_0", f"{config.run_uri}/gguf/model-Q8_0.gguf")
+    assert only.bytes < record.quantized.trained_bytes
+    assert record.model.uri == f"{config.run_uri}/adapter"
+    assert only.figures.metrics[Metric.LOSS] == pytest.approx(record.tuned.metrics[Metric.LOSS], abs=0.05)
+    assert [entry.uri for entry in record.reloaded] == [record.model.uri, only.address.uri]
+    assert not list(store.list(f"{config.model_uri}/"))
+
+    output = Output(
+        uri=config.output_uri,
+        formats=(ArtifactFormat.GGUF, ArtifactFormat.INT8),
+        gguf=Gguf(types=(GgufType.Q8_0, GgufType.Q4_0)),
+    )
+    more = config.model_copy(update={"spec": config.spec.model_copy(update={"output": output})})
+    result, record = run(more)
+    found = exports_of(record)
+    assert list(found) == ["Int8", "GGUF Q8_0", "GGUF Q4_0"]
+    assert found["GGUF Q8_0"].address.digest == only.address.digest
+    assert found["GGUF Q4_0"].bytes < found["GGUF Q8_0"].bytes
+    assert list(result.exports) == [CandidateName.TUNED, *(entry.name for entry in found.values())]
+    for entry in found.values():
+        assert result.exports[entry.name].metrics == entry.figures.metrics
+        assert result.exports[entry.name].examples_per_second > 0
+        assert any(note.startswith(f"{entry.title}: ") for note in record.notes)
+    page = store.get(result.report_uri).decode()
+    assert "Exports with quantized weights" in page
+    assert all(f'<td class="text">{title}</td>' in page for title in found)
+    card = ModelCard(store.get(f"{config.run_uri}/gguf/README.md").decode(), ignore_metadata_errors=False)
+    assert "gguf" in card.data.tags
+    assert 'gguf_file="model-Q8_0.gguf"' in card.text
+    assert card.text.count("Checked after export, model-Q") == 2
+    int8 = ModelCard(store.get(f"{config.run_uri}/int8/README.md").decode(), ignore_metadata_errors=False)
+    assert "Checked after export: after reloading" in int8.text
+
+    content = bytearray(store.get(found["GGUF Q4_0"].address.uri))
+    content[-200] ^= 0x77
+    store.put(found["GGUF Q4_0"].address.uri, bytes(content))
+    with pytest.raises(ExportUnusableError, match=r"model-Q4_0\.gguf is not the trained model: a weight of") as error:
+        run(more)
+    assert error.value.exit_code in PERMANENT_EXIT_CODES
+
+
+def test_a_classifier_is_exported_with_weights_of_8_bits_from_the_complete_model(store, run, prepared, bert, tmp_path):
+    config = prepared(bert, reviews(), output={"formats": ["Merged", "Int8"]})
+    export_whole(trained_model(config, store, tmp_path, epochs=6), config, store, tmp_path)
+    _, record = run(config)
+    (int8,) = exports_of(record).values()
+    assert (record.model.uri, int8.address.uri) == (config.model_uri, f"{config.run_uri}/int8")
+    assert int8.figures.metrics[Metric.ACCURACY] == pytest.approx(record.tuned.metrics[Metric.ACCURACY], abs=0.05)
+    assert int8.figures.classification is None
+    assert int8.bytes < record.quantized.trained_bytes
 
 
 def test_an_export_with_other_losses_than_the_trained_model_is_rejected_without_a_test_split(

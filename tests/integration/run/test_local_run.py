@@ -182,7 +182,7 @@ def test_a_format_that_is_added_to_a_finished_job_is_exported_without_training(b
     assert first.status.run.artifact.uri.endswith("/adapter")
     run = first.status.run.artifact.uri.rpartition("/")[0]
     bench.store.put(f"{run}/model/tokenizer.json", b"{}")  # remains of an export that was stopped
-    both = bench.run(bench.job(output={"formats": ["Merged", "Adapter"]}, **spec))
+    both = bench.run(bench.job(output={"formats": ["Merged", "Adapter", "Int8"]}, **spec))
     assert (both.status.phase, both.status.run.number) == (Phase.SUCCEEDED, 1)
     assert [entry.number for entry in attempts_at(both, Stage.TRAIN)] == [1]
     assert [entry.number for entry in attempts_at(both, Stage.EVALUATE)] == [1, 2]
@@ -191,6 +191,10 @@ def test_a_format_that_is_added_to_a_finished_job_is_exported_without_training(b
     # The product has compared both folders with the trained model; this reloads the merged one independently.
     figures = [job.status.metrics_of(CandidateName.TUNED) for job in (first, both)]
     assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+    int8 = both.status.run.candidates[CandidateName.INT8]
+    assert int8.metrics[Metric.ACCURACY] == pytest.approx(figures[1][Metric.ACCURACY], abs=0.1)
+    assert int8.bytes is not None
+    assert int8.bytes < both.status.run.candidates[CandidateName.TUNED].bytes
     folder = tmp_path / "merged"
     bench.store.download_folder(both.status.run.artifact.uri, folder)
     loaded = subprocess.run(

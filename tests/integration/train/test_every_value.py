@@ -95,6 +95,8 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
     assert (evaluation["pruning"] is not None) == (pruning is not None)
     if pruning is not None:
         assert_pruning_is_measured(pruning, evaluation, evaluated)
+    assert evaluated is not None
+    assert_exports_are_measured(config.spec, evaluation, evaluated)
     if config.spec.evaluation.promote is not None:
         assert_promotion_follows(config.spec.evaluation.promote, evaluation)
         promoted = setup.store.get_json(f"{config.output_uri}/promoted.json")["model"]["uri"]
@@ -111,6 +113,23 @@ def assert_pruning_is_measured(pruning: Pruning, evaluation: dict[str, Any], res
     assert (zeros > 0) == (pruning.sparsity is not None)
     assert found["dropped_layers"] == (pruning.layers or 0)
     assert any(note.startswith(f"Pruning {pruning.algorithm}: ") for note in evaluation["notes"])
+
+
+def assert_exports_are_measured(spec: Spec, evaluation: dict[str, Any], result: EvaluateResult) -> None:
+    """Every export with quantized weights was loaded again and measured on the test split."""
+    titles = ["Int8"] if "Int8" in spec.output.formats else []
+    titles += [f"GGUF {kind}" for kind in spec.output.gguf_types]
+    if not titles:
+        assert (evaluation["quantized"], result.exports) == (None, {})
+        return
+    exports = evaluation["quantized"]["exports"]
+    assert [export["title"] for export in exports] == titles
+    assert list(result.exports) == ["tuned", *(export["name"] for export in exports)]
+    for export in exports:
+        assert export["bytes"] == result.exports[export["name"]].bytes > 0
+        assert export["figures"]["metrics"] == result.exports[export["name"]].metrics
+        assert export["figures"]["metrics"] != evaluation["tuned"]["metrics"]
+        assert any(entry["uri"] == export["address"]["uri"] for entry in evaluation["reloaded"])
 
 
 def assert_promotion_follows(rules: Promotion, evaluation: dict[str, Any]) -> None:

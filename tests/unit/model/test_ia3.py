@@ -65,7 +65,7 @@ def test_merged_model_and_adapter_are_the_trained_model(
     torch.manual_seed(1)
     for value in weights.values():
         value.add_(0.2 * torch.randn_like(value))
-    for artifact in ArtifactFormat:
+    for artifact in (ArtifactFormat.MERGED, ArtifactFormat.ADAPTER):
         write_folder(artifact, model, weights, tmp_path / artifact, config=config, base=base)
     trained = logits(model)
     # Not the head of training: the adapter must contain it.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from finetune_api.evaluation_needs import EvaluationNeeds
+from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
 from finetune_api.rules import task_of, violations
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import QUANTIZATION_STAGES, SUPPORT, ZERO_STAGES
@@ -30,6 +30,7 @@ from ..model.inspect import ModelFacts, check_task, inspect_model
 from ..model.pack_check import check_packs
 from ..model.quantize import quantizable
 from ..model.quantize_check import check_quantization
+from ..model.quantized_exports import check_quantized_exports
 from ..model.tokenizer import check_special_tokens, embedding_too_small, load_tokenizer, tokenizer_digest
 from ..model.vocabulary import Extension, Forms, choose_tokens, note_of, write_extended
 from ..model.weights import WeightPlan, plan_weights
@@ -116,9 +117,10 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dtype = spec.model.dtype or (Dtype.BFLOAT16 if spec.workers.gpus_per_node > 0 else Dtype.FLOAT32)
     length = longest_allowed(spec.data.max_length, facts, tokenizer)
     _check_class(spec, plan, task, length)
+    check_quantized_exports(spec, model.path, plan, runtime.scratch)
     quantized = _quantized_base(spec, plan, facts, task, dtype)
     choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens, quantized.matrices)
-    check_evaluation_fits(spec, EvaluationNeeds(parameters=facts.parameters, test_tokens=0, dtype=dtype))
+    check_evaluation_fits(spec, EvaluationNeeds(facts.parameters, 0, dtype, copies=model_copies(spec)))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
     _check_prompts(spec, task, formatter, tokenizer, plan)
     inputs = Inputs(

@@ -1,19 +1,25 @@
 """Loads the base model and the exported folders. Imports torch when a model is opened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from finetune_api.run_layout import gguf_file
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
 from ..methods import METHODS
 from ..model.fetch import ModelFile, fetch_model, original_model, prepared_model
+from ..model.files import CARD_FILE
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
+from ..store.digests import sha256_of
 from ..tasks import TASKS
 from .records import Address
+
+if TYPE_CHECKING:  # imports torch
+    from ..model.quantized_exports import QuantizedExport
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,15 @@ class Candidate:
     """Files of an exported complete model."""
     change: Callable[[Any], None] | None = None
     """Changes the loaded model."""
+    quantized: "QuantizedExport | None" = None
+    """An export with quantized weights."""
+    source: Path | None = None
+    """The trained model that it was made from, in Hugging Face layout, with its tokenizer."""
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder with the tokenizer."""
+        return self.source or self.adapter or self.folder
 
 
 def base_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> Candidate:
@@ -45,13 +60,42 @@ def base_candidate(config: PreparedConfig, store: ObjectStore, runtime: RuntimeE
 
 
 def exported_candidates(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv) -> tuple[Candidate, ...]:
-    """The exports of the train stage, one candidate per format; the first one is evaluated."""
+    """The exports of the train stage, one candidate per format; the first one is evaluated. If all formats of the spec
+    have quantized weights, the one that they are made from."""
+    formats = {artifact for artifact in config.spec.output.formats if not artifact.is_quantized}
+    if not formats:
+        is_adapter = METHODS[config.spec.method.name].is_adapter
+        formats = {ArtifactFormat.ADAPTER if is_adapter else ArtifactFormat.MERGED}
     found = []
-    if ArtifactFormat.MERGED in config.spec.output.formats:
+    if ArtifactFormat.MERGED in formats:
         found.append(complete_candidate(config.model_uri, store, runtime))
-    if ArtifactFormat.ADAPTER in config.spec.output.formats:
+    if ArtifactFormat.ADAPTER in formats:
         found.append(_adapter_candidate(config, store, runtime))
     return tuple(found)
+
+
+def quantized_candidates(
+    config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv, source: Path
+) -> Iterator[Candidate]:
+    """The exports with quantized weights, downloaded from storage. `source` is the folder that they were made from."""
+    from ..model.quantized_exports import quantized_exports
+
+    downloaded: dict[str, Path] = {}
+    for export in quantized_exports(config.spec):
+        artifact = ArtifactFormat.INT8 if export.kind is None else ArtifactFormat.GGUF
+        if artifact not in downloaded:
+            downloaded[artifact] = runtime.scratch / "evaluate" / artifact.lower()
+            store.download_folder(config.layout.artifact(artifact), downloaded[artifact])
+            (downloaded[artifact] / CARD_FILE).unlink(missing_ok=True)
+        folder, uri = downloaded[artifact], export.uri(config)
+        address = Address(uri=uri, digest=_digest(folder if export.kind is None else folder / gguf_file(export.kind)))
+        yield Candidate(address, folder, exported=True, quantized=export, source=source)
+
+
+def _digest(path: Path) -> str:
+    from ..model.export import folder_digest
+
+    return folder_digest(path) if path.is_dir() else sha256_of(path)
 
 
 def complete_candidate(uri: str, store: ObjectStore, runtime: RuntimeEnv, *, is_own: bool = True) -> Candidate:
@@ -83,6 +127,8 @@ def open_model(candidate: Candidate, config: TrainerConfig, prepared: Prepared) 
     from ..model.reload import reload_adapter, reload_model
 
     device, kind = "cuda" if config.world.gpus else "cpu", config.spec.model.quantization
+    if candidate.quantized is not None:
+        return candidate.quantized.reload(candidate.folder, candidate.address.uri, prepared, device)
     if candidate.exported and candidate.adapter is None:
         model = reload_model(candidate.folder, candidate.address.uri, prepared)
     else:

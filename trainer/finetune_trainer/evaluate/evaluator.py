@@ -100,10 +100,30 @@ class ModelEvaluator:
         gc.collect()
         return reloaded
 
+    def export(self, candidate: Candidate, name: str) -> ModelResult:
+        """Load an export with quantized weights, compare it with the trained model, evaluate it on the test split, and
+        release it."""
+        assert candidate.quantized is not None
+        assert candidate.source is not None
+        uri, quantized = candidate.address.uri, candidate.quantized
+        with self.report.phase("model", f"loading the {name}"):
+            model = open_model(candidate, self.config, self.prepared)
+            tokenizer = load_tokenizer(candidate.source)
+        with self.report.phase("reload", f"comparing the {name} with the trained model"):
+            quantized.check(model, candidate.source, candidate.folder, uri, self.check.texts(tokenizer))
+            reloaded = self.check(model, uri, tokenizer.pad_token_id, accepted=quantized.accepted)
+        figures = None
+        if self.test is not None:
+            with self.report.phase(name, f"evaluating the {name}"):
+                figures, _ = self._measure(model, tokenizer, self.test, candidate, name)
+        del model
+        gc.collect()
+        return ModelResult(figures, np.zeros(0), (), reloaded)
+
     def _open(self, candidate: Candidate, name: str) -> tuple[Any, Any, Reloaded | None]:
         with self.report.phase("model", f"loading the {name}"):
             model = open_model(candidate, self.config, self.prepared)
-            tokenizer = load_tokenizer(candidate.adapter or candidate.folder)
+            tokenizer = load_tokenizer(candidate.tokenizer)
         if not candidate.exported or not candidate.is_own:
             return model, tokenizer, None
         with self.report.phase("reload", f"comparing the {name} with the trained model"):

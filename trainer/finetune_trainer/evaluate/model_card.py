@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetune_api.comparison import OVERFLOW, delta_text, metric_name, metric_text, share_text
+from finetune_api.run_layout import gguf_file
 from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import METRIC_SUPPORT, ArtifactFormat
 
@@ -22,6 +23,9 @@ from . import compare, formatting
 from .configuration import spec_document, yaml_text
 from .data_section import DataSection
 from .records import Evaluation
+
+_TAGS = {ArtifactFormat.INT8: ("8-bit", "bitsandbytes"), ArtifactFormat.GGUF: ("gguf",)}
+"""Tags of the hub for a format."""
 
 
 def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, artifact: ArtifactFormat) -> str:
@@ -44,6 +48,7 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
     environment.globals.update(metric_text=metric_text, delta_text=delta_text)
     figures = record.tuned.classification if record.tuned else None
     configuration = yaml_text(spec_document(config.spec))
+    folder = config.layout.artifact(artifact)
     body = environment.get_template("model_card.md.j2").render(
         record=record,
         config=config,
@@ -55,11 +60,19 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         with_labels=TASKS[record.task].has_labels,
         model_class=TASKS[record.task].auto_class,
         is_adapter=artifact is ArtifactFormat.ADAPTER,
-        folder=config.layout.artifact(artifact),
+        folder=folder,
         base_uri=config.spec.model.uri,
         base=base_name(config.spec.model.uri),
         oldest={"transformers": OLDEST_TRANSFORMERS, "peft": OLDEST_PEFT},
-        reloaded=next((entry for entry in record.reloaded if entry.uri == config.layout.artifact(artifact)), None),
+        gguf_files=[gguf_file(kind) for kind in config.spec.output.gguf_types]
+        if artifact is ArtifactFormat.GGUF
+        else [],
+        is_int8=artifact is ArtifactFormat.INT8,
+        checks=[
+            (entry.uri.removeprefix(folder).removeprefix("/"), entry.sentence)
+            for entry in record.reloaded
+            if entry.uri == folder or entry.uri.startswith(f"{folder}/")
+        ],
         worst=[row for row in compare.worst_classes(figures) if row.support][:5] if figures else [],
         pairs=compare.confused_pairs(figures, most=5) if figures else [],
         labelled=TASKS[record.task].labelled,
@@ -79,7 +92,7 @@ def front_matter(record: Evaluation, config: TrainerConfig, artifact: ArtifactFo
         base_model_relation="adapter" if is_adapter else "finetune",
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=TASKS[record.task].pipeline_tag,
-        tags=["finetune-operator", "fine-tuned", *METHODS[config.spec.method.name].tags],
+        tags=["finetune-operator", "fine-tuned", *METHODS[config.spec.method.name].tags, *_TAGS.get(artifact, ())],
         # Without results, ModelCardData would write the name as a field that the hub does not support.
         model_name=f"{config.job.name}-{config.run_name}" if results else None,
         eval_results=results or None,

@@ -2,7 +2,15 @@
 
 from finetune_api.comparison import MetricDelta
 from finetune_api.trainer_config import JobRef, Message, SplitCounts
-from finetune_api.v1alpha1 import DataFormat, Metric, PromotionOutcome, PruningAlgorithm, SimpleBaseline, Task
+from finetune_api.v1alpha1 import (
+    CandidateName,
+    DataFormat,
+    Metric,
+    PromotionOutcome,
+    PruningAlgorithm,
+    SimpleBaseline,
+    Task,
+)
 
 from ..methods.pruning.record import PrunedKind
 from ..promotion.records import Check, RegistryAddress
@@ -103,6 +111,27 @@ class PruningResult(Message):
         return sum(kind.zeros for kind in self.kinds)
 
 
+class ExportedModel(Message):
+    """An export with quantized weights."""
+
+    name: CandidateName
+    title: str
+    """`Int8`, `GGUF Q8_0`."""
+    address: Address
+    bytes: int
+    """Size of its files."""
+    figures: ModelMetrics | None
+    """Without metrics of classes. Absent: there is no test split."""
+
+
+class QuantizedExports(Message):
+    """Exports with quantized weights, compared with the trained model."""
+
+    trained_bytes: int
+    """Size of the files of the trained model in its own type, without quantization."""
+    exports: tuple[ExportedModel, ...]
+
+
 class Reloaded(Message):
     """An exported folder that was loaded from its files, compared with the trained model."""
 
@@ -197,6 +226,8 @@ class Evaluation(Message):
     """Absent: `spec.evaluation.promote` is not set."""
     pruning: PruningResult | None = None
     """Absent: `spec.method.full.pruning` is not set."""
+    quantized: QuantizedExports | None = None
+    """Absent: no format of `spec.output.formats` has quantized weights."""
     majority_share: float | None = None
     """Only for classifiers: accuracy of always predicting the most frequent class of the test split."""
     generations: tuple[Generation, ...] = ()

@@ -51,11 +51,15 @@ class ReloadCheck:
         rows = TASKS[prepared.task].held_out_rows(data)
         return cls(prepared, Sample(reference.split, rows, reference.rows), reference)
 
-    def __call__(self, model: Any, uri: str, pad_token_id: int) -> Reloaded:
-        """Measure a reloaded model. Raises ExportUnusableError if it is not the trained model."""
+    def __call__(self, model: Any, uri: str, pad_token_id: int, *, accepted: float = 0.0) -> Reloaded:
+        """Measure a reloaded model. Raises ExportUnusableError if it is not the trained model.
+
+        `accepted`: mean difference per row that its quantized weights explain, relative to the mean loss, or to 1 nat
+        if the loss is smaller.
+        """
         trained = np.array(self.reference.losses, np.float64)
         reloaded = self._losses(model, pad_token_id)
-        share = _TOLERANCE.get(self.prepared.dtype, _TOLERANCE_16_BIT)
+        share = max(accepted, _TOLERANCE.get(self.prepared.dtype, _TOLERANCE_16_BIT))
         result = Reloaded(
             uri=uri,
             split=self.sample.split,
@@ -81,6 +85,10 @@ class ReloadCheck:
             )
         log.info("%s: %s", uri, result.sentence)
         return result
+
+    def texts(self, tokenizer: Any) -> tuple[str, ...]:
+        """The rows of the sample as text."""
+        return tuple(tokenizer.decode(self.sample.data[row]["input_ids"].tolist()) for row in self.sample.rows)
 
     def _losses(self, model: Any, pad_token_id: int) -> npt.NDArray[np.float64]:
         """Loss of each row of the sample, shape (rows,)."""

@@ -25,7 +25,8 @@ from .confusion_table import confusion_table
 from .data_section import DataSection
 from .pages import page_environment
 from .pruned import speed_ratio
-from .records import Evaluation
+from .quantized import speed
+from .records import Evaluation, ModelMetrics
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
 from .training_log import TrainingLog
 
@@ -119,9 +120,15 @@ def _environment() -> Environment:
         metric_name=metric_name,
         p_text=compare.p_text,
         megabytes=formatting.megabytes,
+        speed=_speed_text,
     )
     environment.globals.update(metric_text=metric_text, delta_text=delta_text)
     return environment
+
+
+def _speed_text(figures: ModelMetrics | None) -> str:
+    per_second = speed(figures)
+    return "–" if per_second is None else f"{per_second:g}"
 
 
 def _cards(inputs: ReportInputs, training: TrainingLog, bars: Sequence[AttemptBar]) -> list[Card]:

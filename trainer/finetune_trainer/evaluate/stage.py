@@ -6,6 +6,7 @@ A single process.
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,7 @@ from .model_card import model_card
 from .old_runs import delete_old_runs
 from .promote import ModelPromotion
 from .pruned import pruned_candidate, pruning_notes, pruning_result, with_pruning
+from .quantized import export_notes, export_results, measured_exports
 from .records import (
     Address,
     BaselineResult,
@@ -87,7 +89,7 @@ def evaluate(
         info = read_dataset_info(store, prepared.dataset_uri)
         test = _test_split(prepared, store, runtime)
     with report.phase("export", "exporting missing formats"):
-        _export_missing(config, prepared, store, runtime)
+        source = _export_missing(config, prepared, store, runtime)
     with report.phase("fetch", "fetching the models"):
         tuned, *others = exported_candidates(config, store, runtime)
         base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
@@ -111,15 +113,11 @@ def evaluate(
     # Exported folders are checked first: if one is not the trained model, the other results are meaningless.
     after = evaluator(tuned, "tuned model")
     reloaded = [after.reloaded, *(evaluator.reload(candidate, "exported adapter") for candidate in others)]
+    quantized, checks = measured_exports(config, store, runtime, source, evaluator)
+    reloaded.extend(checks)
     before = evaluator(base, "base model") if base is not None and _needs_baseline(config, prepared) else None
     pruning = _pruning(config, store, report, evaluator, base, tuned)
-    simple = MeasuredBaselines()
-    if test is not None and (names := baselines_of(config.spec.evaluation, prepared)):
-        training_split = TrainingSplit.of(
-            info,
-            lambda rows: TokenDataset.open(store, prepared.dataset_uri, "train", runtime.cache, rows=rows),
-        )
-        simple = measure_baselines(names, prepared, training_split, test, report)
+    simple = _simple_baselines(config, prepared, info, test, store, runtime, report)
     notes = (*notes, *_vocabulary_notes(prepared, test, tuned, before, after))
     record = _record(config, prepared, tuned.address, before, after, (*notes, *simple.notes)).model_copy(
         update={
@@ -128,7 +126,8 @@ def evaluate(
             "regression_sets": _regression_results(TASKS[prepared.task], regression, before, after),
         }
     )
-    record = with_pruning(record, pruning)
+    record = with_pruning(record, pruning).model_copy(update={"quantized": quantized})
+    record = record.model_copy(update={"notes": (*record.notes, *export_notes(record))})
     if promotion is not None:
         promotion, rival = promotion.measured(evaluator)
         record = _with_promotion(record, promotion, rival, after)
@@ -159,12 +158,32 @@ def evaluate(
         baselines={entry.name: entry.figures.metrics for entry in record.baselines},
         baseline_sets={found.name: found.baseline.metrics for found in record.regression_sets if found.baseline},
         tuned_sets={found.name: found.tuned.metrics for found in record.regression_sets},
+        exports=export_results(record),
         promotion=_promotion_result(record.promotion),
         kept_runs=_delete_old_runs(config, store, report),
     )
     report.update(activity="done", flush=True)
-    log_evaluated(prepared, result, (*notes, *pruning_notes(record)))
+    log_evaluated(prepared, result, (*notes, *pruning_notes(record), *export_notes(record)))
     return result
+
+
+def _simple_baselines(
+    config: PreparedConfig,
+    prepared: Prepared,
+    info: DatasetInfo,
+    test: TokenDataset | None,
+    store: ObjectStore,
+    runtime: RuntimeEnv,
+    report: ProgressReporter,
+) -> MeasuredBaselines:
+    names = baselines_of(config.spec.evaluation, prepared)
+    if test is None or not names:
+        return MeasuredBaselines()
+    training_split = TrainingSplit.of(
+        info,
+        lambda rows: TokenDataset.open(store, prepared.dataset_uri, "train", runtime.cache, rows=rows),
+    )
+    return measure_baselines(names, prepared, training_split, test, report)
 
 
 def _pruning(
@@ -186,16 +205,26 @@ def _pruning(
         return pruning_result(config, block, store, base=base, tuned=tuned, figures=figures)
 
 
-def _export_missing(config: PreparedConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> None:
-    """Export the formats that the spec requests and that no earlier evaluation of the run exported."""
-    from ..model.export import export_missing, is_exported
+def _export_missing(config: PreparedConfig, prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> Path | None:
+    """Export the formats that the spec requests and that no earlier evaluation of the run exported.
 
-    if all(is_exported(config, store, artifact) for artifact in config.spec.output.formats):
-        return
+    Returns the folder of the complete model if a format has quantized weights, which are compared with it.
+    """
+    from ..model.export import complete_model, export_missing, export_quantized, is_exported
+
+    formats, scratch = config.spec.output.formats, runtime.scratch
+    has_quantized = any(artifact.is_quantized for artifact in formats)
+    if not has_quantized and all(is_exported(config, store, artifact) for artifact in formats):
+        return None
 
     base = prepared_model(config, store, runtime).path
     as_prepared = config.model_copy(update={"prepared": prepared})
-    export_missing(as_prepared, store, base=base, scratch=runtime.scratch)
+    export_missing(as_prepared, store, base=base, scratch=scratch)
+    if not has_quantized:
+        return None
+    source = complete_model(as_prepared, store, base=base, cache=runtime.cache, scratch=scratch)
+    export_quantized(as_prepared, store, source=source, scratch=scratch)
+    return source
 
 
 def _test_split(prepared: Prepared, store: ObjectStore, runtime: RuntimeEnv) -> TokenDataset | None:

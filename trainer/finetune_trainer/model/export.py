@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from finetune_api.run_layout import gguf_file
 from finetune_api.trainer_config import Prepared, PreparedConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
@@ -23,18 +24,24 @@ from ..methods.base import Weights
 from ..store.client import ObjectStore
 from ..store.digests import folder_sha256, sha256_of
 from ..tasks import TASKS
+from .fetch import fetch_model
 from .files import CARD_FILE, files_in
 from .load import load_model
 from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
 from .quantize import BaseQuantization
+from .quantized_exports import write_quantized
 from .reload import reload_adapter
 from .tokenizer import load_tokenizer
 from .weights import unpartitioned
 
 log = logging.getLogger("finetune")
 
-_LAST_FILE = {ArtifactFormat.MERGED: "config.json", ArtifactFormat.ADAPTER: "adapter_config.json"}
-"""The file that is uploaded last: a folder without it is incomplete."""
+_LAST_FILE = {
+    ArtifactFormat.MERGED: "config.json",
+    ArtifactFormat.ADAPTER: "adapter_config.json",
+    ArtifactFormat.INT8: "config.json",
+}
+"""The file that is uploaded last: a folder without it is incomplete. A folder of GGUF files has one for each type."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Exported:
     """Address and digest of the export."""
 
     uri: str
-    """Folder of the merged model, or of the adapter if it is the only format."""
+    """Folder of the merged model, or of the adapter if there is no merged model."""
     digest: str
     """Result of `folder_digest`."""
 
@@ -53,48 +60,96 @@ def export(
     """Gather the weights, write the folders on rank 0 and upload them. Collective; returns None on the other ranks.
 
     `model` is the trained module as the method's `apply` has returned it, at any ZeRO stage. Objects of an earlier
-    export of the run are replaced; obsolete ones are deleted after the upload.
+    export of the run are replaced; obsolete ones are deleted after the upload. Formats with quantized weights are
+    deleted: the evaluate stage makes them from the new export.
     """
     formats, method = config.spec.output.formats, METHODS[config.spec.method.name]
     weights = gathered_weights(model, method)
     if dist.get_rank() != 0:
         return None
     exported: dict[ArtifactFormat, Exported] = {}
-    # An adapter is small and is always kept: every other format can be made from it later, without training.
-    for artifact in dict.fromkeys((*formats, *((ArtifactFormat.ADAPTER,) if method.is_adapter else ()))):
+    # Every other format can be made later from an adapter, which is small, or from the complete model.
+    kept = ArtifactFormat.ADAPTER if method.is_adapter else ArtifactFormat.MERGED
+    for artifact in ArtifactFormat:
+        if artifact.is_quantized:
+            _delete(store, config.layout.artifact(artifact))
+    for artifact in dict.fromkeys((*(one for one in formats if not one.is_quantized), kept)):
         folder = scratch / "export" / artifact.value.lower()
         shutil.rmtree(folder, ignore_errors=True)
         write_folder(artifact, model, weights, folder, config=config, base=base)
         uri = config.layout.artifact(artifact)
         exported[artifact] = Exported(uri=uri, digest=folder_digest(folder))
-        _replace(store, artifact, folder, uri)
+        _replace(store, folder, uri, _last_files(config, artifact))
         shutil.rmtree(folder)
-    return exported.get(ArtifactFormat.MERGED) or exported[formats[0]]
+    return exported.get(ArtifactFormat.MERGED) or exported[kept]
 
 
 def export_missing(config: PreparedConfig, store: ObjectStore, *, base: Path, scratch: Path) -> list[ArtifactFormat]:
-    """Export the formats of the spec that storage does not have, from the adapter that the train stage left.
+    """Export the formats of the spec without quantized weights that storage does not have, from the adapter that the
+    train stage left.
 
     Therefore a format that is added to the spec of a finished run needs no training. Returns the exported formats.
     Raises ExportUnusableError if there is no adapter to make a format from.
     """
-    missing = [artifact for artifact in config.spec.output.formats if not is_exported(config, store, artifact)]
+    wanted = (artifact for artifact in config.spec.output.formats if not artifact.is_quantized)
+    missing = [artifact for artifact in wanted if not is_exported(config, store, artifact)]
     for artifact in missing:
         folder = scratch / "export" / artifact.value.lower()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        adapted = _from_adapter(artifact, config, store, base, scratch / "export" / "source")
-        merged, own = METHODS[config.spec.method.name].merge(adapted)
-        _save_merged(merged, own, folder, base)
-        _complete(folder, artifact, config, base)
-        _replace(store, artifact, folder, config.layout.artifact(artifact))
+        _write_from_adapter(artifact, folder, config, store, base, scratch)
+        _replace(store, folder, config.layout.artifact(artifact), _last_files(config, artifact))
         shutil.rmtree(folder)
     return missing
 
 
+def complete_model(config: PreparedConfig, store: ObjectStore, *, base: Path, cache: Path, scratch: Path) -> Path:
+    """The trained model as a local folder in Hugging Face layout: the format Merged if storage has it, otherwise the
+    base model with the adapter.
+
+    Raises ExportUnusableError if storage has neither.
+    """
+    if is_exported(config, store, ArtifactFormat.MERGED):
+        return fetch_model(config.model_uri, store, cache).path
+    folder = scratch / "export" / "complete"
+    _write_from_adapter(ArtifactFormat.MERGED, folder, config, store, base, scratch)
+    return folder
+
+
+def export_quantized(config: PreparedConfig, store: ObjectStore, *, source: Path, scratch: Path) -> None:
+    """Export the formats of the spec with quantized weights that storage does not have. `source` is the result of
+    `complete_model`."""
+    for artifact in config.spec.output.formats:
+        if not artifact.is_quantized or is_exported(config, store, artifact):
+            continue
+        folder = scratch / "export" / artifact.value.lower()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_quantized(artifact, source, folder, config, scratch=scratch / "export")
+        (folder / CARD_FILE).write_text(_card(config, artifact))
+        _replace(store, folder, config.layout.artifact(artifact), _last_files(config, artifact))
+        shutil.rmtree(folder)
+
+
 def is_exported(config: PreparedConfig, store: ObjectStore, artifact: ArtifactFormat) -> bool:
-    """Whether storage has the complete folder of a format, that is, the file that is uploaded last."""
-    return store.exists(f"{config.layout.artifact(artifact)}/{_LAST_FILE[artifact]}")
+    """Whether storage has the complete folder of a format, that is, the files that are uploaded last."""
+    folder = config.layout.artifact(artifact)
+    return all(store.exists(f"{folder}/{name}") for name in _last_files(config, artifact))
+
+
+def _last_files(config: PreparedConfig, artifact: ArtifactFormat) -> tuple[str, ...]:
+    if artifact is ArtifactFormat.GGUF:
+        return tuple(map(gguf_file, config.spec.output.gguf_types))
+    return (_LAST_FILE[artifact],)
+
+
+def _write_from_adapter(
+    artifact: ArtifactFormat, folder: Path, config: PreparedConfig, store: ObjectStore, base: Path, scratch: Path
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    adapted = _from_adapter(artifact, config, store, base, scratch / "export" / "source")
+    merged, own = METHODS[config.spec.method.name].merge(adapted)
+    _save_merged(merged, own, folder, base)
+    _complete(folder, artifact, config, base)
 
 
 def _from_adapter(
@@ -122,10 +177,11 @@ def _from_adapter(
 def write_folder(
     artifact: ArtifactFormat, model: nn.Module, weights: Weights, folder: Path, *, config: PreparedConfig, base: Path
 ) -> None:
-    """Write a folder with the trained model in one format. Not collective.
+    """Write a folder with the trained model in one format without quantized weights. Not collective.
 
     `weights` is the result of `gathered_weights` and is not changed.
     """
+    assert not artifact.is_quantized, "made from the complete model"
     folder.mkdir(parents=True)
     if artifact is ArtifactFormat.ADAPTER:
         _write_adapter(model, weights, folder, config, config.prepared, base)
@@ -249,14 +305,18 @@ def _card(config: PreparedConfig, artifact: ArtifactFormat) -> str:
     )
 
 
-def _replace(store: ObjectStore, artifact: ArtifactFormat, folder: Path, uri: str) -> None:
-    """Upload a folder, and delete what an earlier export has left there."""
-    last = folder / _LAST_FILE[artifact]
-    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != last]
+def _replace(store: ObjectStore, folder: Path, uri: str, last: tuple[str, ...]) -> None:
+    """Upload a folder, the files `last` at the end, and delete what an earlier export has left there."""
+    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in last]
     jobs = [(path, f"{uri}/{path.relative_to(folder).as_posix()}") for path in others]
     store.upload_files(jobs)
-    store.upload(last, f"{uri}/{last.name}")
-    written = {f"{uri}/{last.name}", *(address for _, address in jobs)}
-    for stale in [info.uri for info in store.list(f"{uri}/") if info.uri not in written]:
-        store.delete(stale)
+    for name in last:
+        store.upload(folder / name, f"{uri}/{name}")
+    written = {*(f"{uri}/{name}" for name in last), *(address for _, address in jobs)}
+    _delete(store, uri, kept=written)
     log.info("exported %d files to %s", len(written), uri)
+
+
+def _delete(store: ObjectStore, uri: str, kept: Collection[str] = ()) -> None:
+    for stale in [info.uri for info in store.list(f"{uri}/") if info.uri not in kept]:
+        store.delete(stale)

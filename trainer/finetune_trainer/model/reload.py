@@ -3,6 +3,7 @@
 transformers and PEFT initialize missing weights randomly. For an exported folder this is an error.
 """
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from ..methods.base import EXPORT_ADVICE
 from ..tasks import TASKS
 
 
-def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
+def reload_model(folder: Path, uri: str, prepared: Prepared, **options: Any) -> Any:
     """Load the model of a folder in Hugging Face layout, with labels and head of the folder.
 
-    `uri` is the address of the folder for messages. Raises ExportUnusableError.
+    `uri` is the address of the folder for messages; `options` are further arguments of `from_pretrained`. Raises
+    ExportUnusableError.
     """
     from safetensors import SafetensorError
 
@@ -25,9 +27,13 @@ def reload_model(folder: Path, uri: str, prepared: Prepared) -> Any:
 
     try:
         model, found = TASKS[prepared.task].model_class.from_pretrained(
-            folder, dtype=TORCH_DTYPES[prepared.dtype], output_loading_info=True, ignore_mismatched_sizes=True
+            folder,
+            dtype=TORCH_DTYPES[prepared.dtype],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error, SafetensorError) as error:
         raise ExportUnusableError(f"{uri} cannot be reloaded: {error}", advice=EXPORT_ADVICE) from error
     _reject(uri, "lacks weights of its own architecture", found["missing_keys"])
     _reject(uri, "has weights that its architecture does not use", found["unexpected_keys"])
