@@ -142,6 +142,10 @@ bench-operator: $(VENV)/.ready-test ## Benchmark the operator with 1,000 concurr
 bench-chart: $(VENV)/.ready-test ## Benchmark `helm install --wait`, compared with kubectl: needs Linux, Go, root (4 minutes)
 	@$(BIN)/python benchmarks/chart_install.py $(ARGS)
 
+.PHONY: gpu-check
+gpu-check: $(VENV)/.ready-test ## Build a bundle that checks the trainer on one GPU, and run it here on the CPU
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu_bundle.py $(ARGS)
+
 .PHONY: bench-checkpoints
 bench-checkpoints: $(VENV)/.ready-test ## Benchmark checkpoints, compared with transformers and DeepSpeed (20 minutes)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
