@@ -226,7 +226,7 @@ def _add_config(writer: Any, config: Any) -> None:
 
 
 def _head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _in_file_order(name: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
