@@ -16,7 +16,7 @@ class Osft(MethodBlock):
     """
 
     support: ClassVar[MethodSupport] = MethodSupport(
-        formats=(ArtifactFormat.MERGED, ArtifactFormat.ADAPTER),
+        formats=tuple(ArtifactFormat),
         # The singular value decomposition needs whole matrices.
         zero_stages=(0, 1, 2),
     )
