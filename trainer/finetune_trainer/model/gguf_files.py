@@ -24,7 +24,7 @@ from finetune_api.v1alpha1 import GgufType
 
 from ..errors import BadConfigError, ExportUnusableError
 from ..methods.base import EXPORT_ADVICE
-from .stored_weights import Rounding, StoredWeights
+from .stored_weights import StoredWeights
 from .tokenizer import load_tokenizer
 
 _ARCHITECTURES = {
@@ -43,16 +43,6 @@ _FILE_TYPES = {
     GgufType.Q5_0: gguf.LlamaFileType.MOSTLY_Q5_0,
     GgufType.Q4_0: gguf.LlamaFileType.MOSTLY_Q4_0,
 }
-_ROUNDINGS = {
-    gguf.GGMLQuantizationType.F32: Rounding(),
-    gguf.GGMLQuantizationType.F16: Rounding(relative=2**-11, absolute=2**-25),
-    gguf.GGMLQuantizationType.BF16: Rounding(relative=2**-8),
-    gguf.GGMLQuantizationType.Q8_0: Rounding.of_steps(levels=127, block=_BLOCK),
-    # The largest weight has the level -16 or -8; one of the opposite sign is cut to 15 or 7.
-    gguf.GGMLQuantizationType.Q5_0: Rounding.of_steps(levels=16, block=_BLOCK, steps=1.0),
-    gguf.GGMLQuantizationType.Q4_0: Rounding.of_steps(levels=8, block=_BLOCK, steps=1.0),
-}
-
 _NOT_IN_FILE = frozenset(
     {
         *("_name_or_path", "architectures", "transformers_version", "dtype", "use_cache", "pretraining_tp"),
@@ -154,9 +144,17 @@ def stored_type(name: str, shape: tuple[int, ...], kind: GgufType) -> Any:
     return gguf.GGMLQuantizationType[kind]
 
 
-def rounding_in(kind: GgufType) -> Callable[[str, tuple[int, ...]], Rounding]:
-    """How far the weights of a file of this type may be from the trained ones."""
-    return lambda name, shape: _ROUNDINGS[stored_type(name, shape, kind)]
+def values_in(kind: GgufType) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Returns for the name and the values of a weight those that a file of this type stands for.
+
+    A scale belongs to weights of one row, so that they do not depend on the order of the rows.
+    """
+
+    def values(name: str, weight: torch.Tensor) -> torch.Tensor:
+        stored_as = stored_type(name, tuple(weight.shape), kind)
+        return torch.from_numpy(gguf.dequantize(gguf.quantize(weight.contiguous().numpy(), stored_as), stored_as))
+
+    return values
 
 
 def check_tokenizer(source: Path, path: Path, uri: str, texts: Iterable[str]) -> None:

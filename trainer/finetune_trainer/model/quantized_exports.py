@@ -4,7 +4,6 @@ The evaluate stage makes them from the complete model, so that each of them can 
 loaded by their readers again, and compared with the trained model weight by weight. Imports torch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ..errors import BadConfigError
 from .load import TORCH_DTYPES
 from .portable import add_older_names, copy_tokenizer, keep_generation_config
 from .reload import reload_model
-from .stored_weights import Rounding, check_weights
+from .stored_weights import check_weights
 from .weights import WeightPlan, plan_weights
 
 
@@ -60,18 +59,13 @@ class QuantizedExport:
 
         Raises ExportUnusableError.
         """
-        check_weights(model, source, uri, self._rounding())
-        if self.kind is not None:
-            from .gguf_files import check_tokenizer
+        if self.kind is None:  # the weights without quantization are as they were
+            check_weights(model, source, uri, lambda _name, weight: weight)
+            return
+        from .gguf_files import check_tokenizer, values_in
 
-            check_tokenizer(source, folder / gguf_file(self.kind), uri, texts)
-
-    def _rounding(self) -> Callable[[str, tuple[int, ...]], Rounding]:
-        if self.kind is not None:
-            from .gguf_files import rounding_in
-
-            return rounding_in(self.kind)
-        return lambda name, shape: Rounding()  # all but the layers of bitsandbytes are as they were
+        check_weights(model, source, uri, values_in(self.kind))
+        check_tokenizer(source, folder / gguf_file(self.kind), uri, texts)
 
 
 _ACCEPTED = {

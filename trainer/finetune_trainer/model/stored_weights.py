@@ -39,75 +39,42 @@ class StoredWeights:
         return weight.float()
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """Maximum distance of a stored weight from the weight that it stands for."""
-
-    relative: float = 0.0
-    """Relative to the weight."""
-    absolute: float = 0.0
-    of_largest: float = 0.0
-    """Relative to the largest magnitude of its block."""
-    block: int = 0
-    """Weights of a row that share a scale; 0: the whole row."""
-
-    @classmethod
-    def of_steps(cls, *, levels: int, block: int = 0, steps: float = 0.5) -> "Rounding":
-        """Of integers from 0 to `levels`, and a scale in 16 bits. `steps`: how many integers a weight may be off."""
-        # The scale is rounded too, and very small ones become zero.
-        return cls(of_largest=(steps + levels * 2**-11) / levels, absolute=levels * 2**-25, block=block)
-
-    def allowed(self, weights: torch.Tensor) -> torch.Tensor:
-        """Maximum distance of each weight, in the shape of the weights."""
-        allowed = self.relative * weights.abs() + self.absolute
-        if self.of_largest:
-            blocks = weights.abs().reshape(-1, self.block or weights.shape[-1])
-            largest = blocks.amax(dim=-1, keepdim=True).expand_as(blocks).reshape(weights.shape)
-            allowed = allowed + self.of_largest * largest
-        return allowed
-
-
-_LOADED = {
-    torch.float32: Rounding(),
-    torch.bfloat16: Rounding(relative=2**-8),
-    torch.float16: Rounding(relative=2**-11, absolute=2**-25),
-}
-"""Type that a weight is loaded in."""
-_INT8 = Rounding.of_steps(levels=127)
-"""Of bitsandbytes, which also rounds the weights to 16 bits before."""
+_LEVELS = 127
+"""Of bitsandbytes: the largest weight of a row has this number."""
 
 
 @torch.no_grad()
-def check_weights(model: Any, source: Path, uri: str, rounding: Callable[[str, tuple[int, ...]], Rounding]) -> None:
-    """Raise ExportUnusableError if a weight of a reloaded model is not the rounded one of the folder `source`.
+def check_weights(
+    model: Any, source: Path, uri: str, stored_values: Callable[[str, torch.Tensor], torch.Tensor]
+) -> None:
+    """Raise ExportUnusableError if a weight of a reloaded model is not the quantized one of the folder `source`.
 
-    A loss would not show it if few weights are wrong. `rounding` has the name and shape of a weight as arguments, and
-    does not apply to the layers of bitsandbytes.
+    A loss would not show it if few weights are wrong. `stored_values` returns for the name and the values of a weight
+    those that its quantized form stands for. It does not apply to the layers of bitsandbytes, whose weights must be
+    within half a step of their scale: processors round differently.
     """
     stored, modules = StoredWeights.of(source), dict(model.named_modules())
     values = model.state_dict()
     for name in stored.files:
         if name not in values:  # transformers has renamed it; missing and unused weights were rejected before
             continue
-        layer = modules[name.rpartition(".")[0]]
-        expected, found = stored.read(name), values[name].float().cpu()
-        own = values[name].dtype
-        if own is torch.int8:
-            found, own = found * _scales(layer)[:, None] / 127, torch.float32
+        weight, found = stored.read(name), values[name].cpu()
+        if found.dtype is torch.int8:
+            layer = modules[name.rpartition(".")[0]]
+            found = found.float() * _scales(layer)[:, None] / _LEVELS
             # bitsandbytes has the rows of a linear layer, which are the columns of a Conv1D.
-            expected = expected.T.contiguous() if issubclass(layer.source_cls, Conv1D) else expected
-            allowed = _INT8.allowed(expected)
+            expected = weight.T if issubclass(layer.source_cls, Conv1D) else weight
+            # The weights were rounded to 16 bits before.
+            largest = expected.abs().amax(dim=-1, keepdim=True)
+            allowed = (0.5 / _LEVELS + 2**-11) * largest + 2**-24
         else:
-            allowed = rounding(name, tuple(expected.shape)).allowed(expected)
-        allowed = allowed + _LOADED[own].allowed(expected.abs() + allowed)
-        distance = (found - expected).abs()
+            expected, allowed = stored_values(name, weight).to(found.dtype).float(), torch.zeros(())
+        distance = (found.float() - expected).abs()
         if not bool((distance <= allowed).all()):
-            excess = distance - allowed
-            worst = int(excess.nan_to_num(nan=torch.inf).argmax())
+            worst = float((distance - allowed).nan_to_num(nan=torch.inf).max())
             raise ExportUnusableError(
-                f"{uri} is not the trained model: a weight of {name} differs from the trained one by "
-                f"{float(distance.flatten()[worst]):.3g}, but rounding changes it by at most "
-                f"{float(allowed.flatten()[worst]):.3g}",
+                f"{uri} is not the trained model: a weight of {name} differs from the trained one by {worst:.3g} more "
+                "than its quantization explains",
                 advice=EXPORT_ADVICE,
             )
 
