@@ -38,6 +38,7 @@ from finetune_api.trainer_config import (
 )
 from finetune_api.v1alpha1 import ArtifactFormat, GgufType, Spec, Task
 from finetune_cli.local import demo_assets
+from finetune_trainer.logs import quiet_libraries
 from finetune_trainer.model.quantized_exports import QuantizedExport, quantized_exports, write_quantized
 
 TOKENS, BATCH = 64, 8
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--passes", type=int, default=5)
     arguments = parser.parse_args()
+    quiet_libraries()
     folder, config, rows = arguments.folder, job_of(arguments.folder), rows_of(arguments.folder, arguments.rows)
     with tempfile.TemporaryDirectory() as work:
         started = time.perf_counter()
