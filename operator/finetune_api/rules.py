@@ -15,7 +15,7 @@ from . import constants
 from .constants import RESERVED_PREFIX, RESERVED_VARIABLES
 from .cron import schedule_errors
 from .redaction import has_credentials
-from .support import DTYPE_STAGES, OFFLOAD_STAGES, SUPPORT
+from .support import DTYPE_ZERO_STAGES, OFFLOAD_ZERO_STAGES, SUPPORT
 from .v1alpha1 import (
     TASK_SUPPORT,
     ArtifactFormat,
@@ -512,7 +512,7 @@ def _chunked_loss(spec: Spec) -> Iterator[Violation]:
     task = task_of(spec)
     if task not in (None, Task.CAUSAL_LM, Task.MASKED_LM):
         yield Violation("spec.training.chunkedLoss", f"must be false for {task}, which has few logits; remove it")
-    if spec.deepspeed.zero_stage == 3 or OFFLOAD_STAGES[spec.deepspeed.offload] == (3,):
+    if spec.deepspeed.zero_stage == 3 or OFFLOAD_ZERO_STAGES[spec.deepspeed.offload] == (3,):
         yield Violation(
             "spec.training.chunkedLoss",
             "must be false with ZeRO stage 3, which keeps only a part of the output layer; remove it, or set "
@@ -826,7 +826,7 @@ def _schedule(spec: Spec) -> Iterator[Violation]:
 
 def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:
     """Return the lowest ZeRO stage that supports this offloading and this type."""
-    return min(set(OFFLOAD_STAGES[offload]) & set(DTYPE_STAGES[dtype]))
+    return min(set(OFFLOAD_ZERO_STAGES[offload]) & set(DTYPE_ZERO_STAGES[dtype]))
 
 
 def zero_stage(spec: Spec, chosen: int, dtype: Dtype) -> int:

@@ -35,14 +35,14 @@ ZERO_STAGES = (0, 1, 2, 3)
 
 DEFAULT_FORMATS: tuple[ArtifactFormat, ...] = Output.model_fields["formats"].default
 
-OFFLOAD_STAGES: dict[Offload, tuple[int, ...]] = {
+OFFLOAD_ZERO_STAGES: dict[Offload, tuple[int, ...]] = {
     Offload.NONE: ZERO_STAGES,
     Offload.OPTIMIZER: (1, 2, 3),  # stage 0 does not use a DeepSpeed optimizer that could be offloaded
     Offload.OPTIMIZER_AND_PARAMETERS: (3,),  # the other stages need all parameters at once
 }
 """ZeRO stages that can be trained with each value of `spec.deepspeed.offload`."""
 
-DTYPE_STAGES: dict[Dtype, tuple[int, ...]] = {
+DTYPE_ZERO_STAGES: dict[Dtype, tuple[int, ...]] = {
     Dtype.FLOAT32: ZERO_STAGES,
     # Only these accumulate the gradients of 16-bit weights in 32 bit with an optimizer whose state can be saved.
     Dtype.BFLOAT16: (2, 3),
@@ -50,7 +50,7 @@ DTYPE_STAGES: dict[Dtype, tuple[int, ...]] = {
 }
 """ZeRO stages that support each type. A lower stage in the spec is not a violation; it is raised."""
 
-QUANTIZATION_STAGES: dict[Quantization, tuple[int, ...]] = {
+QUANTIZATION_ZERO_STAGES: dict[Quantization, tuple[int, ...]] = {
     # Stage 3 gathers partitioned parameters as floating-point values. PEFT has a way around it, which is not supported.
     Quantization.NF4: (0, 1, 2),
     Quantization.INT8: (0, 1, 2),
@@ -120,7 +120,7 @@ class Support:
 
     def zero_stages(self, method: str, offload: Offload, dtype: Dtype) -> tuple[int, ...]:
         """Return the supported stages, lowest first."""
-        rows = (self.methods[method].zero_stages, self.offload[offload], DTYPE_STAGES[dtype])
+        rows = (self.methods[method].zero_stages, self.offload[offload], DTYPE_ZERO_STAGES[dtype])
         return tuple(stage for stage in ZERO_STAGES if all(stage in row for row in rows))
 
     def restrictions(self) -> Iterator[Restriction]:
@@ -131,7 +131,7 @@ class Support:
             yield from self._of_task(task, task_row)
         for offload, stages in self.offload.items():
             yield from _of_offload(offload, stages)
-        for quantization, stages in QUANTIZATION_STAGES.items():
+        for quantization, stages in QUANTIZATION_ZERO_STAGES.items():
             yield from self._of_quantization(quantization, stages)
 
     def _of_method(self, method: str, row: MethodSupport) -> Iterator[Restriction]:
@@ -417,11 +417,11 @@ class Support:
             ),
             dtypes=_markdown(
                 ["`model.dtype`", "ZeRO stages"],
-                [[f"`{name}`", _listed(stages)] for name, stages in DTYPE_STAGES.items()],
+                [[f"`{name}`", _listed(stages)] for name, stages in DTYPE_ZERO_STAGES.items()],
             ),
             quantizations=_markdown(
                 ["`model.quantization`", "`deepspeed.zeroStage`"],
-                [[f"`{name}`", _listed(stages)] for name, stages in QUANTIZATION_STAGES.items()],
+                [[f"`{name}`", _listed(stages)] for name, stages in QUANTIZATION_ZERO_STAGES.items()],
             ),
         )
 
@@ -582,6 +582,6 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 SUPPORT = Support(
     methods={name: block.support for name, block in Method.blocks().items()},
     tasks=TASK_SUPPORT,
-    offload=OFFLOAD_STAGES,
+    offload=OFFLOAD_ZERO_STAGES,
 )
 """The table of this version."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 
-from finetune_api.support import OFFLOAD_STAGES, SUPPORT, Support
+from finetune_api.support import OFFLOAD_ZERO_STAGES, SUPPORT, Support
 from finetune_api.v1alpha1 import (
     ArtifactFormat,
     DataFormat,
@@ -139,7 +139,7 @@ def _brier(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 MORE_SUPPORT = Support(
     methods={name: block.support for name, block in MoreMethods.blocks().items()},
     tasks={**SUPPORT.tasks, BRIER: Brier.support},
-    offload=OFFLOAD_STAGES,
+    offload=OFFLOAD_ZERO_STAGES,
 )
 """The support table with both extensions."""
 

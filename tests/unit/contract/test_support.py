@@ -10,7 +10,7 @@ import pytest
 from factories import any_of, make_job
 from finetune_api.crd import CEL_RULES
 from finetune_api.rules import lowest_zero_stage, violations
-from finetune_api.support import OFFLOAD_STAGES, SUPPORT, ZERO_STAGES, Support
+from finetune_api.support import OFFLOAD_ZERO_STAGES, SUPPORT, ZERO_STAGES, Support
 from finetune_api.v1alpha1 import (
     METRIC_SUPPORT,
     TASK_SUPPORT,
@@ -64,7 +64,7 @@ MORE = Support(
             "ranker", (DataFormat.TEXT,), (Metric.LOSS,), Metric.LOSS, has_labels=False, answers_prompts=False
         ),
     },
-    offload=OFFLOAD_STAGES,
+    offload=OFFLOAD_ZERO_STAGES,
 )
 PREFIX = {"prefixTokens": {}}
 METHODS = ", ".join(Method.blocks())

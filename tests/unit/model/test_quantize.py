@@ -23,7 +23,7 @@ from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
-from finetune_trainer.model.quantize import BaseQuantization, elements, quantizable, rounded_matrix
+from finetune_trainer.model.quantize import BaseQuantization, logical_numel, quantizable, rounded_matrix
 from finetune_trainer.model.quantize_check import check_quantization
 from finetune_trainer.model.reload import reload_adapter, reload_model
 from finetune_trainer.model.weights import plan_weights
@@ -81,7 +81,7 @@ def test_the_matrices_of_the_body_are_quantized_and_nothing_else(
     assert all(".layer" in f".{name}" or ".h." in f".{name}" for name in packed)
     for name, value in packed.items():
         rows, columns = plan.matrices[name]
-        assert elements(value) == rows * columns == whole[f"{name}.weight"].numel()
+        assert logical_numel(value) == rows * columns == whole[f"{name}.weight"].numel()
         assert value.nbytes <= BYTES[kind] * rows * columns
         assert not value.requires_grad
     for name, value in model.named_parameters():
@@ -139,7 +139,7 @@ def test_a_quantized_model_computes_what_the_layers_with_its_values_compute(
 ) -> None:
     base, task = tiny_model(family), FAMILIES[family]
     model = loaded(base, task, BaseQuantization(kind), dtype=dtype)
-    rounded = loaded(base, task, BaseQuantization(kind, keeps_type=True), dtype=dtype)
+    rounded = loaded(base, task, BaseQuantization(kind, dequantized=True), dtype=dtype)
     in_eval = logits(model)
     assert in_eval.dtype is rounded.dtype
     torch.testing.assert_close(in_eval, logits(rounded))
@@ -171,8 +171,8 @@ def test_gradients_are_those_of_the_layers_with_the_same_values(
     config = train_config(model={"uri": f"file://{base}"}, method=METHOD_CASES[case], **needed_with(name))
     block, task = config.spec.method.block, TASKS[Task.CAUSAL_LM]
     gradients = []
-    for keeps_type in (False, True):
-        how = BaseQuantization(kind, keeps_type=keeps_type)
+    for dequantized in (False, True):
+        how = BaseQuantization(kind, dequantized=dequantized)
         model: Any = METHODS[name].apply(loaded(base, Task.CAUSAL_LM, how), block, task, seed=1)
         if True in METHODS[name].block.support.gradient_checkpointing:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

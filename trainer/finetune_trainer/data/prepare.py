@@ -15,7 +15,7 @@ import numpy as np
 from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
 from finetune_api.rules import task_of, violations
 from finetune_api.run_layout import dataset_folder
-from finetune_api.support import QUANTIZATION_STAGES, SUPPORT, ZERO_STAGES
+from finetune_api.support import QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
 from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
@@ -509,7 +509,7 @@ def _zero_choice(
     limit = spec.workers.resources.limits.get("memory")
     trained, added = METHODS[spec.method.name].parameters(facts, spec.method.block)
     quantization = spec.model.quantization
-    stages = ZERO_STAGES if quantization is None else QUANTIZATION_STAGES[quantization]
+    stages = ZERO_STAGES if quantization is None else QUANTIZATION_ZERO_STAGES[quantization]
     shape = TrainingShape(
         facts=facts,
         has_token_logits=TASKS[task].has_token_logits,

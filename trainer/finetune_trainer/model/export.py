@@ -261,7 +261,7 @@ def _base_to_merge(config: PreparedConfig, base: Path, *, seed: int) -> PreTrain
         labels=prepared.labels,
         dtype=prepared.dtype,
         seed=seed,
-        quantization=BaseQuantization.of(kind, device, keeps_type=True),
+        quantization=BaseQuantization.of(kind, device, dequantized=True),
     )
 
 

@@ -36,7 +36,7 @@ class Int8Linear(Linear8bitLt):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply with the dequantized matrix."""
-        result: torch.Tensor = _Product.apply(x, self.weight, self.state.SCB)
+        result: torch.Tensor = _Int8MatMul.apply(x, self.weight, self.state.SCB)
         return result if self.bias is None else result + self.bias
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
@@ -46,7 +46,7 @@ class Int8Linear(Linear8bitLt):
         return self
 
 
-class _Product(torch.autograd.Function):
+class _Int8MatMul(torch.autograd.Function):
     """x times the transposed matrix, which is dequantized again in the backward pass instead of being kept."""
 
     @staticmethod

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from finetune_api.v1alpha1 import Dtype, Task
 
 from ..errors import ModelUnusableError
-from .quantize import BaseQuantization, complete_loading, loading_options, quantizable, round_matrices
+from .quantize import BaseQuantization, fake_quantize_layers, loading_options, patch_quantized_layers, quantizable
 from .weights import plan_weights
 
 TORCH_DTYPES: dict[Dtype, torch.dtype] = {
@@ -41,7 +41,7 @@ def load_model(
     """
     plan = plan_weights(folder, str(folder), task, labels)
     matrices = {} if quantization is None else quantizable(quantization.kind, plan.matrices)
-    is_quantized = quantization is not None and not quantization.keeps_type
+    is_quantized = quantization is not None and not quantization.dequantized
     options: dict[str, Any] = {}
     if quantization is not None and is_quantized:
         others = (*plan.unquantized, *(name for name in plan.matrices if name not in matrices))
@@ -73,7 +73,7 @@ def load_model(
     # LayerNorm.weight would be stored as LayerNorm.gamma.
     model._weight_conversions = [kept for kept in model._weight_conversions if kept.was_used()]
     if quantization is not None:
-        (complete_loading if is_quantized else round_matrices)(model, quantization, matrices)
+        (patch_quantized_layers if is_quantized else fake_quantize_layers)(model, quantization, matrices)
     _initialize(model, plan.new, seed=seed)
     if plan.labels.order:
         _reorder(model, plan.label_axes, plan.labels.order)

@@ -31,16 +31,16 @@ class BaseQuantization:
     kind: Quantization
     device: torch.device | str = "cpu"
     """Where the model is loaded and quantized."""
-    keeps_type: bool = False
+    dequantized: bool = False
     """True: the model has the usual layers, whose weights have the values that the quantized ones stand for. Adding an
     adapter to these gives what was trained. They remain on the CPU."""
 
     @classmethod
     def of(
-        cls, kind: Quantization | None, device: torch.device | str, *, keeps_type: bool = False
+        cls, kind: Quantization | None, device: torch.device | str, *, dequantized: bool = False
     ) -> "BaseQuantization | None":
         """None without `kind`, that is, without `spec.model.quantization`."""
-        return None if kind is None else cls(kind, device, keeps_type)
+        return None if kind is None else cls(kind, device, dequantized)
 
 
 def quantizable(kind: Quantization, layers: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -71,7 +71,7 @@ def loading_options(how: BaseQuantization, dtype: torch.dtype, unquantized: Coll
     return {"quantization_config": config, "device_map": {"": how.device}}
 
 
-def complete_loading(model: PreTrainedModel, how: BaseQuantization, matrices: Collection[str]) -> None:
+def patch_quantized_layers(model: PreTrainedModel, how: BaseQuantization, matrices: Collection[str]) -> None:
     """Let the quantized layers of a loaded model compute the same in training, validation and export.
 
     `matrices` names the layers that must be quantized.
@@ -101,7 +101,7 @@ def complete_loading(model: PreTrainedModel, how: BaseQuantization, matrices: Co
 
 
 @torch.no_grad()
-def round_matrices(model: PreTrainedModel, how: BaseQuantization, matrices: Collection[str]) -> None:
+def fake_quantize_layers(model: PreTrainedModel, how: BaseQuantization, matrices: Collection[str]) -> None:
     """Replace the weights of these layers by the values that they have after quantization."""
     for name in matrices:
         layer: Any = model.get_submodule(name)
@@ -125,7 +125,7 @@ def rounded_matrix(weight: torch.Tensor, how: BaseQuantization) -> torch.Tensor:
     return dequantized(rows.data, rows.SCB, weight.dtype)
 
 
-def elements(parameter: nn.Parameter) -> int:
+def logical_numel(parameter: nn.Parameter) -> int:
     """Number of weights of a parameter: one of NF4 has two in each of its elements, one of ZeRO-3 may have none."""
     state = getattr(parameter, "quant_state", None)
     return prod(state.shape) if state is not None else int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -40,11 +40,11 @@ def check_quantization(model_class: Any, config: Any, uri: str, task: Task) -> N
             folder = Path(temporary) / str(number)
             try:
                 model.save_pretrained(folder)
-                plain = _loaded(folder, task, keeps_type=True)(**inputs).logits
+                plain = _loaded(folder, task, dequantized=True)(**inputs).logits
             except Exception:  # noqa: BLE001 - modeling files raise any exception
                 continue  # the next size may work
             try:
-                quantized = _loaded(folder, task, keeps_type=False)
+                quantized = _loaded(folder, task, dequantized=False)
                 found = quantized.eval()(**inputs).logits
                 quantized.train()(**inputs)
             except Exception as error:
@@ -55,9 +55,9 @@ def check_quantization(model_class: Any, config: Any, uri: str, task: Task) -> N
     raise _refusal(f"it could not be checked with {name}")
 
 
-def _loaded(folder: Path, task: Task, *, keeps_type: bool) -> Any:
+def _loaded(folder: Path, task: Task, *, dequantized: bool) -> Any:
     labels = () if task is not Task.SEQUENCE_CLASSIFICATION and task is not Task.TOKEN_CLASSIFICATION else _LABELS
-    how = BaseQuantization(Quantization.INT8, keeps_type=keeps_type)
+    how = BaseQuantization(Quantization.INT8, dequantized=dequantized)
     return load_model(folder, task=task, labels=labels, dtype=Dtype.FLOAT32, seed=0, quantization=how).eval()
 
 

@@ -34,7 +34,7 @@ from ..model.fetch import prepared_model
 from ..model.initial_weights import begin_with
 from ..model.load import load_model
 from ..model.pruning import check_zeros, keep_zeros, set_zeros
-from ..model.quantize import BaseQuantization, elements
+from ..model.quantize import BaseQuantization, logical_numel
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..reference import choose_sample, measure, write_reference
@@ -269,7 +269,7 @@ class _Attempt:
 
     def _log_parameters(self, model: nn.Module) -> None:
         if self.runtime.is_main:
-            sizes = [(elements(value), value.requires_grad) for value in model.parameters()]
+            sizes = [(logical_numel(value), value.requires_grad) for value in model.parameters()]
             log_parameters(
                 trained=sum(size for size, is_trained in sizes if is_trained), total=sum(size for size, _ in sizes)
             )
