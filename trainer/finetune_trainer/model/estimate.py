@@ -47,7 +47,7 @@ STEP_BYTES: dict[OptimizerName, int] = {OptimizerName.ADAMW: 0, OptimizerName.RA
 STATE_BYTES = 12
 """In a checkpoint, for each trained parameter: its 32-bit value and two moments."""
 
-_BLOCK, _NESTED_BLOCK = 64, 256
+NF4_BLOCK, _NESTED_BLOCK = 64, 256
 """Weights that share a scale in NF4, and scales that share one."""
 _NF4_TABLES = 1024 + 64
 """The values that 8 and 4 bits stand for, which each NF4 matrix has in 32 bit."""
@@ -137,7 +137,7 @@ def _matrix_bytes(quantization: Quantization, outputs: int, inputs: int) -> int:
     weights = outputs * inputs
     if quantization is Quantization.INT8:
         return weights + 4 * outputs
-    blocks = -(-weights // _BLOCK)
+    blocks = -(-weights // NF4_BLOCK)
     return -(-weights // 2) + blocks + 4 * -(-blocks // _NESTED_BLOCK) + _NF4_TABLES
 
 

@@ -19,9 +19,7 @@ from finetune_api.v1alpha1 import Quantization
 
 from ..bitsandbytes_import import import_bitsandbytes
 from ..errors import ModelUnusableError
-
-NF4_BLOCK = 64
-"""Weights that share a scale."""
+from .estimate import NF4_BLOCK
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from finetune_api.v1alpha1 import Dtype, Quantization, Task
 
 from ..errors import BadConfigError
+from ..tasks import TASKS
 from .load import load_model
 from .quantize import BaseQuantization
 from .small_models import SPECIAL_TOKENS, VOCABULARY, small_models
@@ -56,7 +57,7 @@ def check_quantization(model_class: Any, config: Any, uri: str, task: Task) -> N
 
 
 def _loaded(folder: Path, task: Task, *, dequantized: bool) -> Any:
-    labels = () if task is not Task.SEQUENCE_CLASSIFICATION and task is not Task.TOKEN_CLASSIFICATION else _LABELS
+    labels = _LABELS if TASKS[task].support.has_labels else ()
     how = BaseQuantization(Quantization.INT8, dequantized=dequantized)
     return load_model(folder, task=task, labels=labels, dtype=Dtype.FLOAT32, seed=0, quantization=how).eval()
 
