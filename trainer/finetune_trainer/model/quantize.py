@@ -69,21 +69,25 @@ def loading_options(how: BaseQuantization, dtype: torch.dtype, unquantized: Coll
     return {"quantization_config": config, "device_map": {"": how.device}}
 
 
+def check_quantized_layers(model: PreTrainedModel, expected: Collection[str]) -> None:
+    """Raise ModelUnusableError unless these layers of a loaded model are quantized, and no others."""
+    bnb = import_bitsandbytes()
+    kinds = bnb.nn.Linear4bit | bnb.nn.Linear8bitLt
+    found = {name for name, module in model.named_modules() if isinstance(module, kinds)}
+    if found != {*expected}:
+        raise ModelUnusableError(
+            f"transformers has quantized other layers than expected: {', '.join(sorted(found ^ {*expected})[:4])}",
+            advice="remove spec.model.quantization and the format Int8, or use another base model",
+        )
+
+
 def patch_quantized_layers(model: PreTrainedModel, how: BaseQuantization, matrices: Collection[str]) -> None:
     """Let the quantized layers of a loaded model compute the same in training, validation and export.
 
     `matrices` names the layers that must be quantized.
     """
-    bnb = import_bitsandbytes()
-    found = {
-        name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
-    }
-    if found != {*matrices}:
-        raise ModelUnusableError(
-            f"transformers has quantized other layers than expected: {', '.join(sorted(found ^ {*matrices})[:4])}",
-            advice="remove spec.model.quantization, or use another base model",
-        )
-    for name in sorted(found):
+    check_quantized_layers(model, matrices)
+    for name in sorted(matrices):
         layer: Any = model.get_submodule(name)
         if how.kind is Quantization.NF4:
             # In a validation on CPUs with AVX512-BF16, it would repack its weights in place and compute in BFloat16.

@@ -18,6 +18,7 @@ from ..bitsandbytes_import import import_bitsandbytes
 from ..errors import BadConfigError
 from .load import TORCH_DTYPES
 from .portable import add_older_names, copy_tokenizer, keep_generation_config
+from .quantize import check_quantized_layers
 from .reload import reload_model
 from .stored_weights import check_weights
 from .weights import WeightPlan, plan_weights
@@ -114,7 +115,8 @@ def write_quantized(
 
 
 def _write_int8(source: Path, folder: Path, config: PreparedConfig) -> None:
-    bnb, prepared, uri = import_bitsandbytes(), config.prepared, config.spec.model.uri
+    import_bitsandbytes()
+    prepared, uri = config.prepared, config.spec.model.uri
     plan = plan_weights(source, uri, prepared.task, prepared.labels)
     _check_linear(plan, uri)
     settings: Any = BitsAndBytesConfig  # has no type hints
@@ -124,8 +126,7 @@ def _write_int8(source: Path, folder: Path, config: PreparedConfig) -> None:
         device_map={"": "cuda" if config.world.gpus else "cpu"},
         quantization_config=settings(load_in_8bit=True, llm_int8_skip_modules=list(plan.unquantized)),
     )
-    found = {name for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear8bitLt)}
-    assert found == {*plan.matrices}, f"transformers quantized other layers: {sorted(found ^ {*plan.matrices})[:4]}"
+    check_quantized_layers(model, plan.matrices)
     model.save_pretrained(folder)
     keep_generation_config(source, folder)
     add_older_names(folder, source)
