@@ -83,7 +83,7 @@ def step_share(work_dir: Path) -> float:
 def restart_ratio(work_dir: Path) -> tuple[float, float]:
     """Return the seconds from a kill to the next step, and from the start of a command to its first step."""
     file = read_job_file(quickstart_file())
-    manifest = {**file.manifest, "spec": {**file.manifest["spec"], "runId": "restart-benchmark"}}
+    manifest = {**file.manifest, "spec": {**file.manifest["spec"], "runNonce": "restart-benchmark"}}
     file = replace(file, manifest=manifest)
     _run(file, work_dir, _once(lambda job, cluster: os.kill(os.getpid(), signal.SIGINT)))
 

@@ -124,7 +124,7 @@ def train(folder: Path, setting: Setting, seed: int, steps: int, texts: dict[str
     phases = Phases(model, optimizer, first_phases, steps=full.phase_steps(block, 1)) if first_phases else None
     warmup = math.ceil(0.1 * steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate_factor(training.schedule, step, warmup=warmup, total=steps)
+        optimizer, lambda step: rate_factor(training.learning_rate_schedule, step, warmup=warmup, total=steps)
     )
     draw = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(len(texts["train"]), generator=draw) for _ in range(10)])

@@ -99,7 +99,7 @@ def prepared_config(
         "training": {
             "epochs": 2,
             "learningRate": 1e-3,
-            "schedule": "Constant",
+            "learningRateSchedule": "Constant",
             "seed": seed,
             "gradientCheckpointing": False,
         },

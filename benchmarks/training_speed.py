@@ -284,7 +284,7 @@ def prepared_config(shape: str, options: argparse.Namespace, settings: StorageSe
         "training": {
             "epochs": 2,
             "learningRate": 5e-5,
-            "schedule": "Constant",
+            "learningRateSchedule": "Constant",
             "globalBatchSize": options.global_batch,
             "gradientCheckpointing": False,
         },

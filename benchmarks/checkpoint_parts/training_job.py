@@ -105,7 +105,7 @@ def _spec(models: Path, size: Size) -> dict[str, Any]:
         "training": {
             "maxSteps": _MANY_STEPS,
             "learningRate": 1e-5,
-            "schedule": "Constant",
+            "learningRateSchedule": "Constant",
             "globalBatchSize": size.global_batch,
             "gradientCheckpointing": False,
         },

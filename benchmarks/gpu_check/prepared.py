@@ -154,7 +154,7 @@ def trainer_config(case: Case, model: Path, settings: StorageSettings, *, gpu: b
         "training": {
             "maxSteps": case.steps,
             "learningRate": case.rate,
-            "schedule": "Constant",
+            "learningRateSchedule": "Constant",
             "globalBatchSize": size,
             "microBatchSize": case.micro,
             "gradientCheckpointing": case.checkpointing,

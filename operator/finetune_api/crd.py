@@ -67,8 +67,10 @@ def _schedule_options() -> Iterable[tuple[str, str]]:
     for name, schedules in SCHEDULES_WITH.items():
         field, values = ScheduleOptions.model_fields[name].alias, [schedule.value for schedule in schedules]
         yield (
-            f"!has(self.scheduleOptions) || !has(self.scheduleOptions.{field}) || self.schedule in {values}",
-            f"scheduleOptions.{field} must be absent with a schedule other than {', '.join(values)}; remove it",
+            f"!has(self.scheduleOptions) || !has(self.scheduleOptions.{field})"
+            f" || self.learningRateSchedule in {values}",
+            f"scheduleOptions.{field} must be absent with a learningRateSchedule other than "
+            f"{', '.join(values)}; remove it",
         )
 
 

@@ -152,7 +152,7 @@ REASONS: Mapping[Reason, Explanation] = {
     Reason.CHECKPOINT_LATE: Explanation(
         "`CheckpointStale` is True: a crash would lose more work than `spec.checkpoint.maxLostWork` allows. The "
         "message says what delays the next checkpoint.",
-        "It continues the training, unless `spec.checkpoint.maxStaleness` is set and ends the attempt.",
+        "It continues the training, unless `spec.checkpoint.uploadTimeout` is set and ends the attempt.",
         "Check the object storage that the message names.",
         (_STATUS, "finetune checkpoints list NAME"),
     ),
@@ -300,8 +300,8 @@ FAILURES: Mapping[ExitCode, Explanation] = {
     ExitCode.BAD_DATA: Explanation(
         "A record, a file or a split cannot be used. The message names file and line.",
         "",
-        "Correct the file and write a new `spec.runId`, or set `spec.data.onBadRecord` to `Skip` if the message names "
-        "a single record.",
+        "Correct the file and write a new `spec.runNonce`, or set `spec.data.onBadRecord` to `Skip` if the message "
+        "names a single record.",
     ),
     ExitCode.MODEL_UNUSABLE: Explanation(
         "The base model is missing, incomplete or of the wrong kind ([base models](operating.md#base-models)), or an "

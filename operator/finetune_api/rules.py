@@ -137,7 +137,7 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
     "gradient_accumulation_steps": "spec.training.globalBatchSize and microBatchSize",
     "gradient_clipping": "spec.training.maxGradNorm",
     "optimizer": "spec.training.optimizer, learningRate and weightDecay",
-    "scheduler": "spec.training.schedule, scheduleOptions and warmup",
+    "scheduler": "spec.training.learningRateSchedule, scheduleOptions and warmup",
     "fp16": "spec.model.dtype",
     "bf16": "spec.model.dtype",
     "zero_optimization.stage": "spec.deepspeed.zeroStage",
@@ -486,17 +486,18 @@ def _warmup(spec: Spec) -> Iterator[Violation]:
 
 
 def _schedule_options(spec: Spec) -> Iterator[Violation]:
-    training, options, path = spec.training, spec.training.schedule_options, "spec.training.scheduleOptions"
+    training, path = spec.training, "spec.training.scheduleOptions"
+    options = training.schedule_options
     for name, schedules in SCHEDULES_WITH.items():
-        if getattr(options, name) is not None and training.schedule not in schedules:
+        if getattr(options, name) is not None and training.learning_rate_schedule not in schedules:
             *first, last = schedules
             listed = f"{', '.join(first)} or {last}" if first else last
             yield Violation(
                 f"{path}.{ScheduleOptions.model_fields[name].alias}",
-                f"must be absent with schedule {training.schedule}, which does not use it; remove it, or set "
-                f"spec.training.schedule to {listed}",
+                f"must be absent with learningRateSchedule {training.learning_rate_schedule}, which does not use it; "
+                f"remove it, or set spec.training.learningRateSchedule to {listed}",
             )
-    if training.schedule is Schedule.WARMUP_STABLE_DECAY:
+    if training.learning_rate_schedule is Schedule.WARMUP_STABLE_DECAY:
         warmup = training.warmup.ratio or 0.0
         decay = SCHEDULE_DEFAULTS["decay_ratio"] if options.decay_ratio is None else options.decay_ratio
         if warmup + decay > 1.0:

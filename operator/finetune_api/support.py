@@ -256,12 +256,12 @@ class Support:
         if refused := _others(tuple(SimpleBaseline), row.baselines):
             able = f"; write {_any_of(row.baselines)}, or remove it" if row.baselines else "; remove it"
             yield restriction(
-                "evaluation.baselines",
-                values=lambda spec: spec.evaluation.baselines or (),
+                "evaluation.simpleBaselines",
+                values=lambda spec: spec.evaluation.simple_baselines or (),
                 allowed=row.baselines,
-                within=_cel_all("evaluation.baselines")
+                within=_cel_all("evaluation.simpleBaselines")
                 if row.baselines
-                else lambda _: "!has(self.evaluation.baselines) || self.evaluation.baselines.size() == 0",
+                else lambda _: "!has(self.evaluation.simpleBaselines) || self.evaluation.simpleBaselines.size() == 0",
                 requirement=lambda value: f"must not have {value} for a {row.model}{able}",
                 refused=refused,
             )
@@ -393,7 +393,7 @@ class Support:
                     "`data.packing`",
                     "metrics",
                     "compared by",
-                    "`evaluation.baselines`",
+                    "`evaluation.simpleBaselines`",
                     "`output.formats`",
                     "prompts",
                 ],

@@ -42,7 +42,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt field": ({"training": {"learningrate": 1e-3}}, 'unknown field "spec.training.learningrate"'),
     "missing field": ({"output": {"uri": None}}, "spec.output.uri: Required value"),
     "wrong type": ({"training": {"epochs": "three"}}, 'spec.training.epochs: Invalid value: "string"'),
-    "unknown value": ({"training": {"schedule": "Lineal"}}, 'spec.training.schedule: Unsupported value: "Lineal"'),
+    "unknown value": (
+        {"training": {"learningRateSchedule": "Lineal"}},
+        'spec.training.learningRateSchedule: Unsupported value: "Lineal"',
+    ),
     "not an address": ({"output": {"uri": "runs/job"}}, "spec.output.uri: Invalid value"),
     "no workers": ({"workers": {"nodes": 0}}, "spec.workers.nodes: Invalid value: 0"),
     "two methods": ({"method": {"full": {}, "lora": {}}}, "must have exactly one of full, lora"),
@@ -78,8 +81,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "must have at least one of embeddings, firstLayers, patterns",
     ),
     "an option of another schedule": (
-        {"training": {"schedule": "Cosine", "scheduleOptions": {"power": 3}}},
-        "scheduleOptions.power must be absent with a schedule other than Polynomial",
+        {"training": {"learningRateSchedule": "Cosine", "scheduleOptions": {"power": 3}}},
+        "scheduleOptions.power must be absent with a learningRateSchedule other than Polynomial",
     ),
     "a metric of other models": (
         {

@@ -1,7 +1,7 @@
 """Every field of the API, every value of an enumeration, and which of them a manifest uses.
 
-A value is named by its path below `spec`: `training.seed` for a field, `training.schedule=Cosine` for one value of it,
-`data.train[].uri` for a field of the entries of a list.
+A value is named by its path below `spec`: `training.seed` for a field, `training.learningRateSchedule=Cosine` for one
+value of it, `data.train[].uri` for a field of the entries of a list.
 """
 
 import types

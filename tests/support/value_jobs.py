@@ -45,7 +45,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         },
         "training": {
             **_SHORT,
-            "schedule": "Polynomial",
+            "learningRateSchedule": "Polynomial",
             "scheduleOptions": {"power": 1.5, "minLearningRateRatio": 0.1},
             "warmup": {"ratio": 0.3},
             "microBatchSize": 2,
@@ -62,7 +62,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "deepspeed": {"zeroStage": 1, "offload": "Optimizer", "config": {"wall_clock_breakdown": False}},
         "checkpoint": {
             "maxLostWork": "10m",
-            "maxStaleness": "10m",
+            "uploadTimeout": "10m",
             "keepLast": 2,
             "keepBest": 1,
             "keepEvery": 2,
@@ -70,7 +70,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "evaluation": {
             "everySteps": 2,
             "baseline": True,
-            "baselines": ["MajorityClass", "TfidfLogisticRegression"],
+            "simpleBaselines": ["MajorityClass", "TfidfLogisticRegression"],
             "regressionSets": [
                 {
                     "name": "general",
@@ -93,7 +93,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "tracking": {"tensorBoard": {}, "mlflow": {"trackingUri": "http://127.0.0.1:9", "experiment": "values"}},
         "storage": {"endpoint": "{endpoint}", "region": "us-east-1", "pathStyle": True},
         "workers": {"nodes": 2, "resources": {"limits": {"memory": "64Gi"}}},
-        "runId": "first",
+        "runNonce": "first",
     },
     "classifier-adapter": {
         "model": {"uri": "{models}/bert", "task": "SequenceClassification", "dtype": "BFloat16"},
@@ -109,14 +109,14 @@ TRAINED: dict[str, dict[str, Any]] = {
                 "rank": 4,
                 "alpha": 16,
                 "dropout": 0.1,
-                "targets": ["query", "value"],
+                "targetModules": ["query", "value"],
                 "variant": "LoRA",
                 "init": "PiSSA",
             }
         },
         "training": {
             **_SHORT,
-            "schedule": "Linear",
+            "learningRateSchedule": "Linear",
             "warmup": {"steps": 1},
             "gradientCheckpointing": False,
             "earlyStopping": {"metric": "Accuracy"},
@@ -139,7 +139,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "epochs": 1,
             "learningRate": 1e-3,
             "globalBatchSize": 16,
-            "schedule": "Cosine",
+            "learningRateSchedule": "Cosine",
             "earlyStopping": {"metric": "Loss"},
         },
         "method": {
@@ -185,7 +185,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "method": {"full": {"pruning": {"algorithm": "DropLayers", "layers": 1}}},
         "training": {
             **_SHORT,
-            "schedule": "Constant",
+            "learningRateSchedule": "Constant",
             "optimizer": {"name": "RAdam"},
             "earlyStopping": {"metric": "Perplexity"},
         },
@@ -213,8 +213,13 @@ TRAINED: dict[str, dict[str, Any]] = {
                 "rate": 0.2,
             },
         },
-        "method": {"ia3": {"targets": ["key", "value", "intermediate.dense"]}},
-        "training": {**_SHORT, "maxSteps": 6, "schedule": "CosineWithRestarts", "scheduleOptions": {"cycles": 3}},
+        "method": {"ia3": {"targetModules": ["key", "value", "intermediate.dense"]}},
+        "training": {
+            **_SHORT,
+            "maxSteps": 6,
+            "learningRateSchedule": "CosineWithRestarts",
+            "scheduleOptions": {"cycles": 3},
+        },
         "deepspeed": {"zeroStage": 3},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
     },
@@ -239,7 +244,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "classifier-subspace": {
         "model": {"uri": "{models}/bert", "task": "SequenceClassification", "dtype": "BFloat16"},
         "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
-        "method": {"osft": {"keptShare": 0.7, "targets": ["query", "dense"]}},
+        "method": {"osft": {"keptShare": 0.7, "targetModules": ["query", "dense"]}},
         "training": _SHORT,
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
     },
@@ -308,7 +313,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "method": {"lora": {"variant": "RsLoRA", "init": "Kaiming", "learningRateRatio": 4}},
         "training": {
             **_SHORT,
-            "schedule": "InverseSqrt",
+            "learningRateSchedule": "InverseSqrt",
             "warmup": {"steps": 1},
             "overfitting": {"action": "Stop"},
         },
@@ -329,7 +334,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "method": {"lora": {"variant": "DoRA", "init": "Gaussian"}},
         "training": {
             **_SHORT,
-            "schedule": "WarmupStableDecay",
+            "learningRateSchedule": "WarmupStableDecay",
             "scheduleOptions": {"decayRatio": 0.5},
             "earlyStopping": {"metric": "EntityF1"},
         },

@@ -67,7 +67,7 @@ def read_chosen_rate(store: ObjectStore, config: TrainerConfig) -> ChosenRate | 
     except ValidationError as error:
         raise StorageProtocolError(
             f"{uri} is not a chosen learning rate: {first_fault(error)}",
-            advice="use the trainer image that wrote it, or change spec.runId to start a new run",
+            advice="use the trainer image that wrote it, or change spec.runNonce to start a new run",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Simple models that the trained model is compared with: the names of `evaluation.baselines`."""
+"""Simple models that the trained model is compared with: the names of `evaluation.simpleBaselines`."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -102,7 +102,7 @@ class Spec(ApiModel):
     """Runs before the current one that are kept in `status.history`. Their files in object storage are not affected,
     see `output.keepRuns`."""
 
-    run_id: Annotated[
+    run_nonce: Annotated[
         Annotated[str, matching(r"^[A-Za-z0-9._-]*$", "letters, digits, '.', '_' and '-'", max_length=63)] | None,
         Scope.RUN,
     ] = None

@@ -25,7 +25,7 @@ class Checkpoint(ApiModel, scope=Scope.ATTEMPT):
     every_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Save after this many optimizer steps."""
 
-    max_staleness: Duration | None = None
+    upload_timeout: Duration | None = None
     """Fail the attempt, which is then retried, if a checkpoint has not been stored within this time after its snapshot
     was taken. Absent: continue training during an outage of storage."""
 
@@ -74,7 +74,7 @@ class Evaluation(ApiModel, scope=Scope.EVALUATION):
     baseline: bool = True
     """Also evaluate the base model on the test split, with the same code."""
 
-    baselines: Annotated[tuple[SimpleBaseline, ...], Field(max_length=8)] | None = None
+    simple_baselines: Annotated[tuple[SimpleBaseline, ...], Field(max_length=8)] | None = None
     """Simple models that are fitted to the training split and compared with the trained model on the test split.
     MajorityClass always predicts the most frequent label; TfidfLogisticRegression is a linear model on the TF-IDF
     weights of the tokens, SequenceClassification only. Absent: all that the task supports. []: none."""

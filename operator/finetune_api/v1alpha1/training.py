@@ -164,14 +164,14 @@ class Training(ApiModel, scope=Scope.RUN):
     """Peak learning rate. Common values are 2e-5 for a full fine-tune and 2e-4 for LoRA. Absent: a test with a rising
     rate chooses it before the first step, and `status.run.resolved.learningRate` shows it."""
 
-    schedule: Schedule = Schedule.LINEAR
+    learning_rate_schedule: Schedule = Schedule.LINEAR
     """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to
     `scheduleOptions.minLearningRateRatio` at the end, Polynomial with the power `scheduleOptions.power`. InverseSqrt
     decays as sqrt(warmup / step). CosineWithRestarts decays several times, each time from the peak. WarmupStableDecay
     stays at the peak and decays along a cosine in the last steps."""
 
     schedule_options: ScheduleOptions = ScheduleOptions()
-    """Settings of the schedule."""
+    """Settings of the learning rate schedule."""
 
     warmup: Warmup = Warmup()
     """Linear increase of the learning rate from zero. Absent: none."""

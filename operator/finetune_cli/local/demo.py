@@ -161,12 +161,14 @@ def _with_run_id(file: JobFile, state: LocalState) -> JobFile:
     before = next((job for job in state.jobs() if job.key.name == name), None)
     if before is None:
         return file
-    run_id = before.manifest["spec"].get("runId")
+    run_nonce = before.manifest["spec"].get("runNonce")
     if before.status.phase.is_terminal and before.status.phase is not Phase.SUSPENDED:
-        run_id = f"demo-{before.status.run.number + 1}"
-    if run_id is None:
+        run_nonce = f"demo-{before.status.run.number + 1}"
+    if run_nonce is None:
         return file
-    return dataclasses.replace(file, manifest={**file.manifest, "spec": {**file.manifest["spec"], "runId": run_id}})
+    return dataclasses.replace(
+        file, manifest={**file.manifest, "spec": {**file.manifest["spec"], "runNonce": run_nonce}}
+    )
 
 
 def _upload_assets(spec: dict[str, Any], storage: LocalStorage, display: Display) -> None:

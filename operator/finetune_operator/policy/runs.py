@@ -170,7 +170,7 @@ def _hashes_before_scopes(job: FineTuneJob) -> Iterator[str]:
 
 
 def _hashes_of_blocks(spec: Spec) -> Iterator[str]:
-    blocks = ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_id")
+    blocks = ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_nonce")
     technical = {
         "training": {"micro_batch_size", "gradient_checkpointing"},
         "deepspeed": {"zero_stage", "offload"},

@@ -187,7 +187,7 @@ def test_texts_from_storage_reach_neither_the_terminal_nor_the_page(
         "evaluation.json": {"tuned": {"metrics": {HOSTILE: 1.0, "Loss": 1e308}, "intervals": {}}},
         "training.json": json.dumps({"log": log, "steps": 3}).encode() + b" " * 1000,
     }
-    evil["run.json"]["spec"]["run_id"] = None
+    evil["run.json"]["spec"]["run_nonce"] = None
     evil["run.json"]["spec"]["evaluation"] = {"prompts": [HOSTILE]}
     first, second = stored(store, output, 1, documents=evil), stored(store, output, 2)
     for arguments in (["--html", "page.html"], ["-o", "json"]):

@@ -304,7 +304,7 @@ def test_a_missing_or_damaged_copy_is_reported(store, bucket, tmp_path, model_fo
         store.put(target, content)
     with pytest.raises(BadConfigError, match=message) as caught:
         prepared_model(run, store, pod(tmp_path / "a", tmp_path / "cache-a"))
-    assert "spec.runId" in caught.value.advice
+    assert "spec.runNonce" in caught.value.advice
 
 
 def test_a_local_folder_that_has_changed_since_prepare_is_reported(store, tmp_path, model_folder, config):

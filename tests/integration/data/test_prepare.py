@@ -377,8 +377,8 @@ def test_an_adapter_on_a_tied_head_is_rejected_before_anything_is_written(place,
     tied = tiny_models.save_tiny("llama-tied", tmp_path / "tied")
     data = {"train": sources(place.put("chat.jsonl", jsonl(chats()))), "format": "Text"}
     with pytest.raises(BadConfigError, match="lm_head shares its matrix with embed_tokens") as error:
-        place.prepare(tied, data, method={"lora": {"targets": ["q_proj", "lm_head"]}})
-    assert "targets: [q_proj]" in error.value.advice
+        place.prepare(tied, data, method={"lora": {"targetModules": ["q_proj", "lm_head"]}})
+    assert "targetModules: [q_proj]" in error.value.advice
     assert not list(place.store.list(f"{place.uri}/out/datasets/"))
 
 

@@ -334,7 +334,7 @@ def test_the_report_mentions_a_missing_test_split_and_the_warnings_of_training(s
 
 
 def test_without_a_baseline_only_the_tuned_model_is_evaluated(store, run, prepared, bert, tmp_path):
-    config = prepared(bert, reviews(), evaluation={"baseline": False, "baselines": []})
+    config = prepared(bert, reviews(), evaluation={"baseline": False, "simpleBaselines": []})
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
     result, record = run(config)
     assert (result.baseline, result.baselines, record.baselines) == ({}, {}, ())

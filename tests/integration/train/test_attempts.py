@@ -175,7 +175,7 @@ def test_a_late_writer_of_an_older_attempt_is_fenced(harness: TrainingHarness) -
 def test_an_attempt_ends_if_nothing_could_be_stored_for_too_long(
     harness: TrainingHarness, killable: KillableStore
 ) -> None:
-    checkpoint = {"everySteps": 5, "maxStaleness": "15s"}
+    checkpoint = {"everySteps": 5, "uploadTimeout": "15s"}
     config = harness.config("stale", kind="bert", training={"epochs": 2000}, checkpoint=checkpoint)
     assert config.prepared is not None
     there = ObjectStore.connect(killable.settings())
@@ -196,8 +196,8 @@ def test_an_attempt_ends_if_nothing_could_be_stored_for_too_long(
         killable.kill()
         ended = running.result()
     assert ended.exit_codes == [ExitCode.STORAGE_UNREACHABLE] * 2
-    assert "could not be stored within 15 s, the value of spec.checkpoint.maxStaleness" in ended.message.error
-    assert "maxStaleness" in ended.message.advice
+    assert "could not be stored within 15 s, the value of spec.checkpoint.uploadTimeout" in ended.message.error
+    assert "uploadTimeout" in ended.message.advice
 
 
 @pytest.mark.parametrize("kind", ["llama-overflow", "llama-steep"])

@@ -82,7 +82,7 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
     assert all(map(math.isfinite, figures))
     assert evaluation["headline"] in evaluation["tuned"]["metrics"]
     assert (evaluation["baseline"] is not None) == config.spec.evaluation.baseline
-    baselines = config.spec.evaluation.baselines
+    baselines = config.spec.evaluation.simple_baselines
     supported = TASK_SUPPORT[evaluation["task"]].baselines if baselines is None else baselines
     assert [found["name"] for found in evaluation["baselines"]] == list(supported)
     assert len(evaluation["generations"]) == len(config.spec.evaluation.prompts)

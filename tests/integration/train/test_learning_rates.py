@@ -23,7 +23,7 @@ def test_the_logged_learning_rates_follow_the_formula_also_after_a_stop(
     harness: TrainingHarness, schedule: str
 ) -> None:
     options, factor = SCHEDULES[schedule]
-    training = {"schedule": schedule, "scheduleOptions": options}
+    training = {"learningRateSchedule": schedule, "scheduleOptions": options}
     name = f"rates-{schedule.lower()}"
     stopped = harness.run(harness.config(name, kind="bert", training=training), TEST_END="stop", TEST_END_STEP="7")
     assert stopped.exit_codes == [75, 75], stopped.output

@@ -124,4 +124,4 @@ def test_lost_work_is_ten_minutes_by_default() -> None:
 
 def test_without_a_limit_nothing_is_too_stale() -> None:
     assert policy_of().max_stale_seconds == math.inf
-    assert policy_of(maxStaleness="1h").max_stale_seconds == 3600.0
+    assert policy_of(uploadTimeout="1h").max_stale_seconds == 3600.0

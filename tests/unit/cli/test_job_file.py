@@ -24,7 +24,7 @@ spec:
     learningRate: 2e-4
     epochs: 3
   output: {uri: s3://bucket/out}
-  runId: 2026-01-01
+  runNonce: 2026-01-01
 """
 
 
@@ -44,11 +44,11 @@ def complaints(folder: Path, text: str | bytes, *, local: bool = True) -> list[s
 def test_numbers_and_dates_are_read_like_kubectl_does(tmp_path: Path) -> None:
     job = read_job_file(written(tmp_path, GOOD)).check(local=True)
     assert job.spec.training.learning_rate == 2e-4
-    assert job.spec.run_id == "2026-01-01"
+    assert job.spec.run_nonce == "2026-01-01"
 
 
 def test_dumped_yaml_is_read_back_unchanged(tmp_path: Path) -> None:
-    manifest = make_job(training={"learningRate": 2e-05}, runId="2026-01-01")
+    manifest = make_job(training={"learningRate": 2e-05}, runNonce="2026-01-01")
     assert read_job_file(written(tmp_path, dump_all([manifest]))).manifest == manifest
 
 
@@ -147,7 +147,7 @@ def test_the_samples_are_valid_with_both_readers() -> None:
 
 
 def test_an_unpaired_surrogate_is_reported_with_its_line(tmp_path: Path) -> None:
-    text = GOOD.replace("  runId: 2026-01-01", '  evaluation:\n    prompts: ["a\\ud83d"]')
+    text = GOOD.replace("  runNonce: 2026-01-01", '  evaluation:\n    prompts: ["a\\ud83d"]')
     assert complaints(tmp_path, text) == [
         "job.yaml:16: spec.evaluation.prompts[0] must be valid Unicode: it contains an unpaired surrogate; "
         "write the character itself"
@@ -157,7 +157,7 @@ def test_an_unpaired_surrogate_is_reported_with_its_line(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("runId: on", "runId must be quoted, or be true or false: kubectl reads on as true"),
+        ("runNonce: on", "runNonce must be quoted, or be true or false: kubectl reads on as true"),
         ("suspend: yes", "suspend must be quoted, or be true or false: kubectl reads yes as true"),
         ("suspend: N", "suspend must be quoted, or be true or false: kubectl reads N as false"),
         (
@@ -204,7 +204,7 @@ def test_an_unpaired_surrogate_is_reported_with_its_line(tmp_path: Path) -> None
 def test_scalars_that_kubectl_reads_differently_are_rejected_with_their_line(
     tmp_path: Path, line: str, complaint: str
 ) -> None:
-    found = complaints(tmp_path, f"{GOOD.replace('  runId: 2026-01-01', f'  {line}')}")
+    found = complaints(tmp_path, f"{GOOD.replace('  runNonce: 2026-01-01', f'  {line}')}")
     assert f"job.yaml:15: spec.{complaint}" in found
     assert sum(complaint.partition(" ")[0] in one for one in found) == 1, "our own interpretation is not validated"
 
@@ -212,10 +212,10 @@ def test_scalars_that_kubectl_reads_differently_are_rejected_with_their_line(
 @pytest.mark.parametrize(
     "line",
     [
-        'runId: "on"',
-        "runId: 'no'",
-        "runId: !!str off",
-        "runId: >-\n    yes",
+        'runNonce: "on"',
+        "runNonce: 'no'",
+        "runNonce: !!str off",
+        "runNonce: >-\n    yes",
         'workers: {nodeSelector: {"on": "010", "1.0": yEs}}',
         "workers: {nodes: 0x2, env: [{name: A, value: 1:30}, {name: B, value: 2026-01-01}]}",
         "workers: {nodes: 0o2}",
@@ -226,7 +226,7 @@ def test_scalars_that_kubectl_reads_differently_are_rejected_with_their_line(
     ],
 )
 def test_quoted_block_and_tagged_scalars_are_accepted(tmp_path: Path, line: str) -> None:
-    read_job_file(written(tmp_path, GOOD.replace("  runId: 2026-01-01", f"  {line}"))).check(local=True)
+    read_job_file(written(tmp_path, GOOD.replace("  runNonce: 2026-01-01", f"  {line}"))).check(local=True)
 
 
 def test_aliased_nodes_are_reported_once_in_bounded_time(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         ),
         ("spec.training.epochs", 0, "spec.training.epochs must be at least 1, not 0"),
         ("spec.training.epochs", 2.5, "spec.training.epochs must be an integer, not 2.5"),
-        ("spec.training.schedule", "cosine", "did you mean Cosine?"),
+        ("spec.training.learningRateSchedule", "cosine", "did you mean Cosine?"),
         ("spec.data.format", "Chatt", "did you mean Chat?"),
         (
             "spec.model.uri",
@@ -107,7 +107,7 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         ),
         ("spec.training.learning_rate", 1, "spec.training.learning_rate: unknown field; did you mean learningRate?"),
         ("spec.suspend", "true", 'spec.suspend must be true or false, not "true"; write it without quotes'),
-        ("spec.runId", 7, "spec.runId must be letters, digits, '.', '_' and '-', not 7"),
+        ("spec.runNonce", 7, "spec.runNonce must be letters, digits, '.', '_' and '-', not 7"),
         ("spec.checkpoint.maxLostWork", 5, "spec.checkpoint.maxLostWork must be a duration such as 90s, 10m or 1h30m"),
         ("spec.workers", 2, "spec.workers must be an object with nodes, minNodes"),
         ("spec.workers.resources.limits", {"cpu": "many"}, "limits.cpu must be a quantity such as 500m, 0.5, 2"),
@@ -181,23 +181,31 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         (
             "spec.training",
             {"learningRate": 1, "scheduleOptions": {"power": 3.0}},
-            "spec.training.scheduleOptions.power must be absent with schedule Linear, which does not use it; remove "
-            "it, or set spec.training.schedule to Polynomial",
+            "spec.training.scheduleOptions.power must be absent with learningRateSchedule Linear, which does not use "
+            "it; remove it, or set spec.training.learningRateSchedule to Polynomial",
         ),
         (
             "spec.training",
-            {"learningRate": 1, "schedule": "Constant", "scheduleOptions": {"minLearningRateRatio": 0.1}},
+            {
+                "learningRate": 1,
+                "learningRateSchedule": "Constant",
+                "scheduleOptions": {"minLearningRateRatio": 0.1},
+            },
             "to Linear, Cosine, Polynomial, CosineWithRestarts or WarmupStableDecay",
         ),
         (
             "spec.training",
-            {"learningRate": 1, "schedule": "WarmupStableDecay", "warmup": {"ratio": 0.85}},
+            {"learningRate": 1, "learningRateSchedule": "WarmupStableDecay", "warmup": {"ratio": 0.85}},
             "spec.training.scheduleOptions.decayRatio must be at most 1 - spec.training.warmup.ratio, 0.15, not 0.2; "
             "lower one of them",
         ),
         (
             "spec.training",
-            {"learningRate": 1, "schedule": "CosineWithRestarts", "scheduleOptions": {"minLearningRateRatio": 0.1}},
+            {
+                "learningRate": 1,
+                "learningRateSchedule": "CosineWithRestarts",
+                "scheduleOptions": {"minLearningRateRatio": 0.1},
+            },
             None,
         ),
         (
@@ -357,20 +365,20 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             job_with("spec.model.task", "CausalLM")["spec"]
             | {
                 "data": {"train": [{"uri": "s3://bucket/t.csv"}], "format": "Text"},
-                "evaluation": {"baselines": ["MajorityClass"]},
+                "evaluation": {"simpleBaselines": ["MajorityClass"]},
             },
-            "spec.evaluation.baselines must not have MajorityClass for a language model; remove it",
+            "spec.evaluation.simpleBaselines must not have MajorityClass for a language model; remove it",
         ),
         (
             "spec",
             job_with("spec.model.task", "TokenClassification")["spec"]
             | {
                 "data": {"train": [{"uri": "s3://bucket/t.csv"}], "format": "TokenClassification"},
-                "evaluation": {"baselines": ["MajorityClass", "TfidfLogisticRegression"]},
+                "evaluation": {"simpleBaselines": ["MajorityClass", "TfidfLogisticRegression"]},
             },
-            "spec.evaluation.baselines must not have TfidfLogisticRegression for a token classifier; write",
+            "spec.evaluation.simpleBaselines must not have TfidfLogisticRegression for a token classifier; write",
         ),
-        ("spec.evaluation", {"baselines": []}, None),
+        ("spec.evaluation", {"simpleBaselines": []}, None),
         (
             "spec.method",
             {"lora": {"init": "PiSSA", "variant": "DoRA"}},
@@ -850,8 +858,8 @@ HALF_NAME = "must have a name that is valid Unicode: it contains an unpaired sur
     ("path", "value", "expected"),
     [
         ("spec.evaluation", {"prompts": ["a", "a\ud83d"]}, f"spec.evaluation.prompts[1] {HALF}"),
-        ("spec.runId", "\ude00", f"spec.runId {HALF}"),
-        ("spec.runId", "\ude00\ud83d", f"spec.runId {HALF}"),
+        ("spec.runNonce", "\ude00", f"spec.runNonce {HALF}"),
+        ("spec.runNonce", "\ude00\ud83d", f"spec.runNonce {HALF}"),
         ("spec.workers", {"env": [{"name": "A", "value": "\ud83d-"}]}, f"spec.workers.env[0].value {HALF}"),
         ("spec.workers", {"nodeSelector": {"a\ud83d": "b"}}, f"spec.workers.nodeSelector.a\\ud83d {HALF_NAME}"),
         ("spec.deepspeed", {"config": {"a": {"b": ["\ud83d"]}}}, f"spec.deepspeed.config.a.b[0] {HALF}"),
@@ -864,10 +872,10 @@ def test_an_unpaired_surrogate_is_reported_with_its_path(path: str, value: Any, 
 
 
 def test_an_unpaired_surrogate_hides_no_other_violation() -> None:
-    manifest = job_with("spec.runId", "\ud83d")
+    manifest = job_with("spec.runNonce", "\ud83d")
     manifest["spec"]["training"]["epochs"] = "three"
     first, second = complaints(manifest)
-    assert first == f"spec.runId {HALF}"
+    assert first == f"spec.runNonce {HALF}"
     assert second.startswith("spec.training.epochs must be")
 
 

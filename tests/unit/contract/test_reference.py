@@ -68,7 +68,10 @@ def test_every_field_has_a_description_or_a_section_with_one() -> None:
             "(list of 1 to 4 entries, each one of `Merged`, `Adapter`, `Int8`, `GGUF`; default `[Merged]`;",
         ),
         ("spec.stages.evaluate.volumes[].emptyDir", "(any object with at most 32 keys): A folder that is deleted"),
-        ("spec.runId", "(string, at most 63 characters: letters, digits, '.', '_' and '-'; scope `Run`): Free text."),
+        (
+            "spec.runNonce",
+            "(string, at most 63 characters: letters, digits, '.', '_' and '-'; scope `Run`): Free text.",
+        ),
         ("spec.checkpoint.maxLostWork", "(Duration): Save often enough"),
         ("status.run.candidates", "(map, each value an object): Models that were evaluated on the test split."),
     ],

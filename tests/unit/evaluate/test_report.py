@@ -132,7 +132,7 @@ def test_markup_in_the_data_is_shown_not_executed(report_inputs):
     inputs = report_inputs(
         labels=(EVIL, "b", "c"),
         notes=(EVIL,),
-        spec={"run_id": "x"},
+        spec={"run_nonce": "x"},
     )
     text = render_report(inputs)
     assert EVIL not in text

@@ -101,7 +101,7 @@ def test_float32_without_zero_needs_sixteen_bytes_per_parameter():
 def test_lora_needs_state_only_for_the_adapter():
     trained = shape(lora=Lora(rank=8)).trained
     assert trained == 8 * (4096 + 8192)
-    assert shape(lora=Lora(rank=8, targets=("q_proj",))).trained == 8 * 4096
+    assert shape(lora=Lora(rank=8, target_modules=("q_proj",))).trained == 8 * 4096
     assert state_gb(2, lora=Lora(rank=8)) == pytest.approx(2.0, abs=0.01)
 
 

@@ -139,8 +139,8 @@ def test_an_adapter_on_a_matrix_that_two_layers_share_is_rejected(
 ) -> None:
     base = tiny_models.save_tiny(family, tmp_path / "base")
     for refuse in (
-        lambda: check_adapter(base, Lora(targets=targets), Task.CAUSAL_LM),
-        lambda: adapted(load(base, Task.CAUSAL_LM), Lora(targets=targets), Task.CAUSAL_LM),
+        lambda: check_adapter(base, Lora(target_modules=targets), Task.CAUSAL_LM),
+        lambda: adapted(load(base, Task.CAUSAL_LM), Lora(target_modules=targets), Task.CAUSAL_LM),
     ):
         with pytest.raises(BadConfigError, match=f"must not name {named}: .* shares its matrix with") as error:
             refuse()
@@ -150,14 +150,14 @@ def test_an_adapter_on_a_matrix_that_two_layers_share_is_rejected(
 def test_the_advice_for_a_shared_matrix_keeps_the_other_targets(tmp_path: Path) -> None:
     base = tiny_models.save_tiny("llama-tied", tmp_path / "base")
     with pytest.raises(BadConfigError) as error:
-        check_adapter(base, Lora(targets=("q_proj", "lm_head")), Task.CAUSAL_LM)
-    assert "write spec.method.lora.targets: [q_proj]" in error.value.advice
+        check_adapter(base, Lora(target_modules=("q_proj", "lm_head")), Task.CAUSAL_LM)
+    assert "write spec.method.lora.targetModules: [q_proj]" in error.value.advice
 
 
 @pytest.mark.parametrize("targets", [("lm_head", "q_proj"), ("embed_tokens",)])
 def test_all_layers_of_an_untied_model_can_be_adapted(targets: tuple[str, ...], tmp_path: Path) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
-    check_adapter(base, Lora(targets=targets), Task.CAUSAL_LM)
+    check_adapter(base, Lora(target_modules=targets), Task.CAUSAL_LM)
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -168,7 +168,7 @@ def test_without_targets_no_shared_matrix_is_adapted(family: str, tmp_path: Path
 def test_targets_that_the_model_lacks_are_rejected_without_loading_weights(tmp_path: Path) -> None:
     base = tiny_models.save_tiny("llama", tmp_path / "base")
     with pytest.raises(BadConfigError, match="cannot be applied to LlamaForCausalLM") as error:
-        check_adapter(base, Lora(targets=("query",)), Task.CAUSAL_LM)
+        check_adapter(base, Lora(target_modules=("query",)), Task.CAUSAL_LM)
     assert "q_proj" in error.value.advice
 
 

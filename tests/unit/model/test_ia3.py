@@ -47,7 +47,7 @@ def test_merged_model_and_adapter_are_the_trained_model(
         tiny_models.save_tiny(family, tmp_path / "base"),
         LABELS if task is Task.SEQUENCE_CLASSIFICATION else (),
     )
-    block = {} if targets is None else {"targets": list(targets)}
+    block = {} if targets is None else {"targetModules": list(targets)}
     config = train_config(
         model={"uri": f"file://{base}"}, method={"ia3": block}, prepared={"task": task, "labels": labels}
     )
@@ -81,6 +81,6 @@ def test_an_architecture_that_peft_does_not_support_needs_valid_targets(
 ) -> None:
     base = tiny_models.save_tiny("distilbert", tmp_path / "base")
     with pytest.raises(BadConfigError, match=re.escape("spec.method.ia3 cannot be applied to DistilBert")) as error:
-        IA3.check(base, Ia3(targets=targets), TASKS[Task.SEQUENCE_CLASSIFICATION])
-    assert "set spec.method.ia3.targets" in error.value.advice
+        IA3.check(base, Ia3(target_modules=targets), TASKS[Task.SEQUENCE_CLASSIFICATION])
+    assert "set spec.method.ia3.targetModules" in error.value.advice
     assert "k_lin, lin1, lin2" in error.value.advice

@@ -97,7 +97,7 @@ def saved_values(block: Lora) -> int:
         ({"variant": "DoRA"}, 1.01),
         ({"dropout": 0.1}, 2.0),  # without dropout, layers that read the same tensor keep it once
         ({"variant": "DoRA", "dropout": 0.1}, 1.5),
-        ({"variant": "DoRA", "targets": ("down_proj", "o_proj")}, 2.5),  # more inputs than outputs
+        ({"variant": "DoRA", "target_modules": ("down_proj", "o_proj")}, 2.5),  # more inputs than outputs
     ],
     ids=str,
 )

@@ -44,7 +44,7 @@ def test_a_step_changes_matrices_orthogonally_to_their_largest_singular_vectors(
     ("family", "block", "message"),
     [
         ("gpt2", Osft(), "it has no linear layers "),
-        ("llama", Osft(targets=("query",)), "it has no linear layers with the names query"),
+        ("llama", Osft(target_modules=("query",)), "it has no linear layers with the names query"),
     ],
 )
 def test_a_model_without_such_layers_is_refused_before_the_training(

@@ -80,7 +80,10 @@ def test_other_adapters_begin_with_random_values_and_an_update_of_zero(init: Lor
     ("block", "message"),
     [
         (pissa(rank=33), "spec.method.lora.rank must be at most 32 with init PiSSA, the number of singular values of"),
-        (pissa(targets=("wte",)), "spec.method.lora.init must not be PiSSA for wte, which is not a linear layer"),
+        (
+            pissa(target_modules=("wte",)),
+            "spec.method.lora.init must not be PiSSA for wte, which is not a linear layer",
+        ),
     ],
 )
 def test_matrices_without_so_many_singular_values_are_refused_before_the_training(

@@ -300,7 +300,7 @@ def test_a_failure_has_the_message_of_the_trainer() -> None:
         ({"training": {"learningRate": 2e-5, "microBatchSize": 4, "gradientCheckpointing": False}}, False),
         ({"training": {"learningRate": 3e-5}}, True),
         ({"data": {"train": [{"uri": "s3://bucket/other.jsonl"}]}}, True),
-        ({"runId": "again"}, True),
+        ({"runNonce": "again"}, True),
     ],
 )
 def test_a_change_of_the_result_is_a_new_run(change: dict[str, Any], is_new: bool) -> None:

@@ -157,7 +157,7 @@ def test_numbers_are_not_used_again_after_the_history_was_shortened() -> None:
 def test_a_run_keeps_what_changed_and_what_it_cost() -> None:
     trained = attempt_of(Stage.TRAIN, 1, None, plan=AttemptPlan(nodes=4), gpus=8)
     first = status_of(job_of(), attempt_of(Stage.PREPARE), trained, ended=False)
-    spec = {**CHANGED, "runId": "x" * 63, "data": {"maxLength": 64}}
+    spec = {**CHANGED, "runNonce": "x" * 63, "data": {"maxLength": 64}}
     second = observe(job_of(first, **spec), "2026-01-01T12:01:40Z")
     (past,) = second.history
     assert (past.result, past.attempts[-1].outcome) == ("Superseded", Outcome.STOPPED)

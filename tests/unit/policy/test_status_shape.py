@@ -101,7 +101,7 @@ def test_a_run_that_an_earlier_operator_started_continues(name: str) -> None:
     assert run == runs.Run(3, runs.run_hash(job.spec), is_new=False)
     status = history.apply_observation(job.status, run, Observed(()), None, NOW)
     assert status.run.spec_hash == run.hash, "from now on the hash follows the scopes"
-    changed = job_with({"run": 3, "runHash": known}, **blocks, runId="again")
+    changed = job_with({"run": 3, "runHash": known}, **blocks, runNonce="again")
     assert runs.current_run(changed, ()).number == 4
 
 

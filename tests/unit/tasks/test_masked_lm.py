@@ -136,7 +136,7 @@ def test_a_model_with_both_heads_of_its_first_pre_training_is_accepted(bert: Pat
 METHODS_OF: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"rank": 4},
-    "ia3": {"targets": ["query", "key", "value", "v_lin", "Wqkv"]},
+    "ia3": {"targetModules": ["query", "key", "value", "v_lin", "Wqkv"]},
     "layerNormTuning": {},
     "osft": {},
 }

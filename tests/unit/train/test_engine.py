@@ -183,7 +183,7 @@ def test_the_optimizer_has_the_settings_of_the_job(name: str, kind: type) -> Non
     assert all(group.get("decoupled_weight_decay", True) for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("targets", [{}, {"targets": ["q_proj", "embed_tokens"]}], ids=["linear", "embeddings"])
+@pytest.mark.parametrize("targets", [{}, {"targetModules": ["q_proj", "embed_tokens"]}], ids=["linear", "embeddings"])
 def test_the_matrices_b_of_lora_have_the_ratio_of_their_learning_rate_at_every_step(targets: dict[str, Any]) -> None:
     config = train_config(
         training={"weightDecay": 0.1},

@@ -54,14 +54,14 @@ def test_a_warmup_longer_than_the_training_gets_a_warning_with_both_numbers() ->
     ids=["no warmup", "a warmup", "long enough without one"],
 )
 def test_an_inverse_square_root_that_stays_at_its_peak_gets_a_warning(training: dict[str, Any], warned: bool) -> None:
-    plan = training_plan(train_config(training={"schedule": "InverseSqrt", **training}))
+    plan = training_plan(train_config(training={"learningRateSchedule": "InverseSqrt", **training}))
     assert ["hardly lowers" in warning for warning in plan.warnings] == [True] * warned
 
 
 def test_cycles_without_room_to_decay_get_a_warning() -> None:
-    training = {"schedule": "CosineWithRestarts", "scheduleOptions": {"cycles": 11}}
+    training = {"learningRateSchedule": "CosineWithRestarts", "scheduleOptions": {"cycles": 11}}
     (warning,) = training_plan(train_config(training=training)).warnings
-    assert "11 cycles of spec.training.schedule CosineWithRestarts share 21 steps" in warning
+    assert "11 cycles of spec.training.learningRateSchedule CosineWithRestarts share 21 steps" in warning
     assert training_plan(train_config(training=training | {"epochs": 4})).warnings == ()
 
 

@@ -76,7 +76,7 @@ class UploadStatus:
     error_changed: bool
     """This rank's error changed since it was last exchanged."""
     is_too_stale: bool
-    """On rank 0: the state has been in flight for longer than `spec.checkpoint.maxStaleness`."""
+    """On rank 0: the state has been in flight for longer than `spec.checkpoint.uploadTimeout`."""
 
 
 class CheckpointManager:
@@ -222,7 +222,7 @@ class CheckpointManager:
         """Advance the save in flight after a step, according to the votes of all ranks on their `upload_status`.
 
         Raises FencedError on every rank if a newer attempt has claimed the run, and StorageUnreachableError if the
-        state could not be stored within `spec.checkpoint.maxStaleness`.
+        state could not be stored within `spec.checkpoint.uploadTimeout`.
         """
         saver = self._saver
         if error_changed:
@@ -279,8 +279,8 @@ class CheckpointManager:
         limit = self._policy.max_stale_seconds
         return StorageUnreachableError(
             f"the state of step {self._scheduler.step} could not be stored within {limit:g} s, the value of "
-            f"spec.checkpoint.maxStaleness: {self._delay_reason()}",
-            advice="check the storage, or remove spec.checkpoint.maxStaleness to continue training in the meantime",
+            f"spec.checkpoint.uploadTimeout: {self._delay_reason()}",
+            advice="check the storage, or remove spec.checkpoint.uploadTimeout to continue training in the meantime",
         )
 
     def _warn(self, messages: list[str]) -> None:
@@ -349,7 +349,7 @@ class CheckpointManager:
         if manifest is None:
             raise CorruptCheckpointError(
                 f"the checkpoint of the best step, {step}, is missing in {self._config.layout.checkpoints}",
-                advice="change spec.runId to start a new run",
+                advice="change spec.runNonce to start a new run",
             )
         self._load(manifest, engine, arrays=1)
 

@@ -47,7 +47,7 @@ class SavePolicy:
             total_steps=total_steps,
             every_steps=checkpoint.every_steps or 0,
             max_lost_seconds=seconds(checkpoint.max_lost_work or DEFAULT_MAX_LOST_WORK),
-            max_stale_seconds=seconds(checkpoint.max_staleness) if checkpoint.max_staleness else math.inf,
+            max_stale_seconds=seconds(checkpoint.upload_timeout) if checkpoint.upload_timeout else math.inf,
         )
 
     def saves_at(self, step: int) -> bool:

@@ -97,7 +97,7 @@ class CheckpointScheduler:
 
     @property
     def is_too_stale(self) -> bool:
-        """Whether the last snapshot is older than `maxStaleness` allows."""
+        """Whether the last snapshot is older than `uploadTimeout` allows."""
         return time.monotonic() - self._started > self._policy.max_stale_seconds
 
     def is_late(self, *, step_seconds: float) -> bool:

@@ -45,7 +45,7 @@ class Generation(Message):
 
 
 class BaselineResult(Message):
-    """A simple baseline of `spec.evaluation.baselines` on the test split."""
+    """A simple baseline of `spec.evaluation.simpleBaselines` on the test split."""
 
     name: SimpleBaseline
     figures: ModelMetrics

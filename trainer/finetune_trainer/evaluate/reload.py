@@ -80,8 +80,8 @@ class ReloadCheck:
                 f"{uri} is not the trained model: after reloading, its loss on {result.rows} rows of the "
                 f"{result.split} split is {result.reloaded:.4f}, but it was {result.trained:.4f} before the export "
                 f"(mean difference per row {difference:.4f}, allowed {result.tolerance:.4f})",
-                advice="do not use this folder; change spec.runId to train and export again, and report the error with "
-                "the base model's name if it repeats",
+                advice="do not use this folder; change spec.runNonce to train and export again, and report the error "
+                "with the base model's name if it repeats",
             )
         log.info("%s: %s", uri, result.sentence)
         return result

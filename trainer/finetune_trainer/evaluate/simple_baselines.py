@@ -1,4 +1,5 @@
-"""Fits the simple baselines of `spec.evaluation.baselines` to the training split, and measures them on the test split.
+"""Fits the simple baselines of `spec.evaluation.simpleBaselines` to the training split, and measures them on the test
+split.
 
 No model is loaded meanwhile: the memory of the evaluate stage is that of one model, or of one baseline.
 """
@@ -71,7 +72,7 @@ class TrainingSplit:
 def baselines_of(spec: Evaluation, prepared: Prepared) -> tuple[SimpleBaseline, ...]:
     """The baselines of a spec, in the order in which they are shown."""
     supported = TASKS[prepared.task].support.baselines
-    wanted = supported if spec.baselines is None else spec.baselines
+    wanted = supported if spec.simple_baselines is None else spec.simple_baselines
     return tuple(name for name in BASELINE_SUPPORT if name in wanted)
 
 

@@ -44,9 +44,9 @@ class AdapterMethod(FineTuningMethod[Block]):
         """`peft_config`, for a method whose configuration depends on more of the model."""
         return self.peft_config(block, task, _trained_whole(model, task))
 
-    def targets(self, block: Block) -> tuple[str, ...] | None:
+    def target_modules(self, block: Block) -> tuple[str, ...] | None:
         """Layers that the block names, if the method has such a setting and it is used."""
-        return getattr(block, "targets", None)
+        return getattr(block, "target_modules", None)
 
     def apply(self, model: PreTrainedModel, block: Block, task: TrainingTask, *, seed: int) -> nn.Module:
         """The model with adapters, its own parameters frozen."""
@@ -85,11 +85,10 @@ class AdapterMethod(FineTuningMethod[Block]):
 
     def advice(self, model: PreTrainedModel, block: Block) -> str:
         """What to write where PEFT refuses the model."""
-        if "targets" not in type(block).model_fields:
+        if "target_modules" not in type(block).model_fields:
             return "use another base model or another method"
-        return (
-            f"linear layers of this model are {', '.join(linear_layers(model))}; leave targets out for the usual ones"
-        )
+        layers = ", ".join(linear_layers(model))
+        return f"linear layers of this model are {layers}; leave targetModules out for the usual ones"
 
     def check(self, folder: Path, block: Block, task: TrainingTask) -> None:
         """Build the model on the meta device and apply the method.
@@ -194,15 +193,15 @@ class AdapterMethod(FineTuningMethod[Block]):
                 continue
             layer, other = (_last(own), _last(partner.rpartition(".")[0]))
             raise BadConfigError(
-                f"spec.method.{self.name}.targets must not name {layer}: in {type(model).__name__} with tied "
+                f"spec.method.{self.name}.targetModules must not name {layer}: in {type(model).__name__} with tied "
                 f"embeddings {layer} shares its matrix with {other}, so a merged model would not be base model plus "
                 "adapter",
                 advice=self._without(block, layer, other),
             )
 
     def _without(self, block: Block, *layers: str) -> str:
-        field = f"spec.method.{self.name}.targets"
-        left = [target for target in self.targets(block) or () if _last(target) not in layers]
+        field = f"spec.method.{self.name}.targetModules"
+        left = [target for target in self.target_modules(block) or () if _last(target) not in layers]
         if left:
             return f"write {field}: [{', '.join(left)}], or use a base model whose embeddings are not tied"
         return f"remove {field} to adapt the usual layers, or use spec.method.full"

@@ -22,7 +22,7 @@ Weights = dict[str, "torch.Tensor"]
 """By name; on the CPU."""
 
 EXPORT_ADVICE = (
-    "change spec.runId to train and export again, and report the error with the base model's name if it repeats"
+    "change spec.runNonce to train and export again, and report the error with the base model's name if it repeats"
 )
 """What to do with an exported folder that is not what was trained."""
 

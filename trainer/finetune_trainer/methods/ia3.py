@@ -29,13 +29,13 @@ class Ia3Method(AdapterMethod[Ia3]):
     def parameters(self, sizes: ModelSizes, block: Ia3) -> ParameterCounts:
         """At most rows + columns of every scaled matrix; a layer has factors for one or the other.
 
-        Without targets, of every matrix: which ones PEFT chooses depends on the architecture. Even so the bound is a
-        few thousandths of the model.
+        Without targetModules, of every matrix: which ones PEFT chooses depends on the architecture. Even so the bound
+        is a few thousandths of the model.
         """
         trained = sum(
             sum(shape)
             for name, shape in sizes.linear
-            if block.targets is None or any(part in block.targets for part in name.split("."))
+            if block.target_modules is None or any(part in block.target_modules for part in name.split("."))
         )
         return ParameterCounts(trained=trained, added=trained)
 
@@ -45,8 +45,8 @@ class Ia3Method(AdapterMethod[Ia3]):
 
         return IA3Config(
             # None lets PEFT choose both by the architecture.
-            target_modules=list(block.targets) if block.targets else None,
-            feedforward_modules=[] if block.targets else None,
+            target_modules=list(block.target_modules) if block.target_modules else None,
+            feedforward_modules=[] if block.target_modules else None,
             # A vector for a module that is trained whole would be a second update of the same weights.
             exclude_modules=rf"({'|'.join(map(re.escape, trained_whole))})(\..*)?" if trained_whole else None,
             modules_to_save=list(trained_whole) or None,
@@ -56,6 +56,6 @@ class Ia3Method(AdapterMethod[Ia3]):
     def advice(self, model: PreTrainedModel, block: Ia3) -> str:
         """PEFT does not know the layers of every architecture."""
         return (
-            f"set spec.method.{self.name}.targets to the layers to scale, such as the keys, the values and the first "
-            f"of the feed-forward network; linear layers of this model are {', '.join(linear_layers(model))}"
+            f"set spec.method.{self.name}.targetModules to the layers to scale, such as the keys, the values and the "
+            f"first of the feed-forward network; linear layers of this model are {', '.join(linear_layers(model))}"
         )

@@ -75,7 +75,7 @@ class LoraMethod(AdapterMethod[Lora]):
             r=block.rank,
             lora_alpha=block.scale,
             lora_dropout=block.dropout,
-            target_modules=list(block.targets) if block.targets else "all-linear",
+            target_modules=list(block.target_modules) if block.target_modules else "all-linear",
             # An adapter inside a module that is trained whole would be a second update of the same weights.
             exclude_modules=rf"({'|'.join(map(re.escape, trained_whole))})(\..*)?" if trained_whole else None,
             modules_to_save=list(trained_whole) or None,
@@ -193,7 +193,7 @@ def _check_pissa(model: PeftModel, block: Lora) -> None:
         if len(shape) != 2 or layer.lora_embedding_A:
             raise BadConfigError(
                 f"spec.method.lora.init must not be PiSSA for {name.rpartition('.')[2]}, which is not a linear layer",
-                advice="remove init, or the layer from spec.method.lora.targets",
+                advice="remove init, or the layer from spec.method.lora.targetModules",
             )
         if block.rank > min(shape):
             raise BadConfigError(
@@ -227,5 +227,5 @@ def _adapted_matrices(sizes: ModelSizes, block: Lora) -> list[tuple[int, int]]:
     return [
         shape
         for name, shape in sizes.linear
-        if block.targets is None or any(part in block.targets for part in name.split("."))
+        if block.target_modules is None or any(part in block.target_modules for part in name.split("."))
     ]

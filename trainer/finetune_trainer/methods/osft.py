@@ -35,11 +35,11 @@ class OsftMethod(AdapterMethod[Osft]):
     def parameters(self, sizes: ModelSizes, block: Osft) -> ParameterCounts:
         """The trained vectors and values; their initial ones and, of the longer axis, the kept vectors are added too.
 
-        Without targets, of every matrix.
+        Without targetModules, of every matrix.
         """
         trained = kept = 0
         for name, shape in sizes.linear:
-            if block.targets is None or any(part in block.targets for part in name.split(".")):
+            if block.target_modules is None or any(part in block.target_modules for part in name.split(".")):
                 large = int(min(shape) * block.kept_share)
                 if large < 1:
                     continue
@@ -64,22 +64,22 @@ class OsftMethod(AdapterMethod[Osft]):
             name: min(module.weight.shape)
             for name, module in model.named_modules()
             if _is_linear(module) and module is not output and not f"{name}.".startswith(whole)
-            if block.targets is None or name.rpartition(".")[2] in block.targets
+            if block.target_modules is None or name.rpartition(".")[2] in block.target_modules
         }
         # PEFT refuses to keep no singular value, for example of the gate of a shared expert, which has one output.
         narrow = [name for name, size in wanted.items() if int(size * block.kept_share) < 1]
-        if narrow and block.targets is not None:
+        if narrow and block.target_modules is not None:
             smallest = 1 / min(wanted.values())
             raise BadConfigError(
                 f"spec.method.osft.keptShare must be at least {smallest:.2g} to keep a singular value of {narrow[0]}, "
                 f"not {block.kept_share:g}",
-                advice="raise keptShare, or remove this layer from spec.method.osft.targets",
+                advice="raise keptShare, or remove this layer from spec.method.osft.targetModules",
             )
         config.target_modules = [name for name in wanted if name not in narrow]
         if not config.target_modules:
             raise BadConfigError(
                 f"spec.method.osft cannot be applied to {type(model).__name__}: it has no linear layers "
-                + ("" if block.targets is None else f"with the names {', '.join(block.targets)}"),
+                + ("" if block.target_modules is None else f"with the names {', '.join(block.target_modules)}"),
                 advice=self.advice(model, block),
             )
         return config

@@ -165,7 +165,7 @@ def _from_adapter(
     ):
         raise ExportUnusableError(
             f"{config.layout.artifact(artifact)} is not in storage, and the run has no adapter to make it from",
-            advice=f"change spec.runId to train and export again, or remove {artifact} from spec.output.formats",
+            advice=f"change spec.runNonce to train and export again, or remove {artifact} from spec.output.formats",
         )
     shutil.rmtree(folder, ignore_errors=True)
     store.download_folder(uri, folder)

@@ -193,7 +193,7 @@ def _unchanged_folder(uri: str, digest: str, runtime: RuntimeEnv) -> ModelFolder
     if model.digest != digest:
         raise ModelUnusableError(
             f"{uri} has changed since the run was prepared: its digest was {digest[:12]} and is {model.digest[:12]}",
-            advice="restore the folder, or change spec.runId to start a new run with the new model",
+            advice="restore the folder, or change spec.runNonce to start a new run with the new model",
         )
     known.write_text(model.listing.model_dump_json())
     _VerifiedRecord(runtime.scratch / "model.verified", model.path, model.listing).remember()
@@ -275,7 +275,7 @@ def _cached(folder: Path, hint: Path, wanted: list[_RemoteFile]) -> Path | None:
 
 
 def _stored_listing(uri: str, digest: str, store: ObjectStore) -> ModelFiles:
-    advice = "restore the folder, or change spec.runId to start a new run, which prepares the model again"
+    advice = "restore the folder, or change spec.runNonce to start a new run, which prepares the model again"
     try:
         listing = ModelFiles.model_validate(store.get_json(join(uri, FILES_FILE)))
     except ObjectMissingError as error:
@@ -304,12 +304,12 @@ def _download_copy(uri: str, listing: ModelFiles, store: ObjectStore, folder: Pa
         except ObjectMissingError as error:
             raise BadConfigError(
                 f"a file of the base model of this run is missing: {error}",
-                advice="restore it, or change spec.runId to start a new run, which prepares the model again",
+                advice="restore it, or change spec.runNonce to start a new run, which prepares the model again",
             ) from error
         if not _is_intact(partial, listing):
             raise BadConfigError(
                 f"{uri} does not match the digests in its {FILES_FILE}",
-                advice="delete that folder and change spec.runId: a new run prepares the model again",
+                advice="delete that folder and change spec.runNonce: a new run prepares the model again",
             )
         _replace(partial, path)
     finally:

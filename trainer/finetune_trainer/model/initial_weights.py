@@ -58,7 +58,7 @@ def stored_initial_weights(record: InitialWeightsRecord, store: ObjectStore, lay
     if hashlib.sha256(content).hexdigest() != record.weights:
         raise ModelUnusableError(
             f"{uri} has not the initial weights of this run: its SHA-256 is not the one in initial-weights.json",
-            advice="change spec.runId to start a new run",
+            advice="change spec.runNonce to start a new run",
         )
     return dict(sorted(load(content).items()))
 

@@ -135,5 +135,5 @@ def _kinds(model: PreTrainedModel, masks: Masks) -> tuple[PrunedKind, ...]:
 
 def _damaged(uri: str, reason: str) -> ModelUnusableError:
     return ModelUnusableError(
-        f"{uri} has not the masks of this run: {reason}", advice="change spec.runId to start a new run"
+        f"{uri} has not the masks of this run: {reason}", advice="change spec.runNonce to start a new run"
     )

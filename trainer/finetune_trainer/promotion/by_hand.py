@@ -191,7 +191,7 @@ class Promotions:
             raise BadConfigError(
                 f"{model.uri} is not the model that was evaluated: its digest must be {model.digest[:12]}, and is "
                 f"{found[:12]}",
-                advice="restore the folder, or train and evaluate again with another spec.runId",
+                advice="restore the folder, or train and evaluate again with another spec.runNonce",
             )
         return files
 

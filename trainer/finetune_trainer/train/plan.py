@@ -46,14 +46,15 @@ class TrainingPlan:
         last = self.rate_factor(self.total_steps - 1)
         if self.schedule is Schedule.INVERSE_SQRT and not self.warmup_steps and last > _HARDLY_LOWER:
             return (
-                "spec.training.schedule InverseSqrt without a warmup hardly lowers the learning rate: after "
-                f"{self.total_steps} steps it is still {last:.0%} of its peak; set spec.training.warmup",
+                "spec.training.learningRateSchedule InverseSqrt without a warmup hardly lowers the learning rate: "
+                f"after {self.total_steps} steps it is still {last:.0%} of its peak; set spec.training.warmup",
             )
         cycles = (self.options and self.options.cycles) or SCHEDULE_DEFAULTS["cycles"]
-        if self.schedule is Schedule.COSINE_WITH_RESTARTS and self.total_steps - self.warmup_steps < 2 * cycles:
+        steps = self.total_steps - self.warmup_steps
+        if self.schedule is Schedule.COSINE_WITH_RESTARTS and steps < 2 * cycles:
             return (
-                f"the learning rate hardly decays: {cycles} cycles of spec.training.schedule CosineWithRestarts share "
-                f"{self.total_steps - self.warmup_steps} steps; lower spec.training.scheduleOptions.cycles",
+                f"the learning rate hardly decays: {cycles} cycles of spec.training.learningRateSchedule "
+                f"CosineWithRestarts share {steps} steps; lower spec.training.scheduleOptions.cycles",
             )
         return ()
 
@@ -80,6 +81,6 @@ def training_plan(config: PreparedConfig) -> TrainingPlan:
         log_every=1 if total <= DENSE_LOG_STEPS else 10,
         evaluate_every=(config.spec.evaluation.every_steps or per_epoch) if config.prepared.counts.validation else 0,
         saves=SavePolicy.of(config.spec.checkpoint, total_steps=total),
-        schedule=training.schedule,
+        schedule=training.learning_rate_schedule,
         options=training.schedule_options,
     )

@@ -48,7 +48,7 @@ class StepVotes:
     upload_error_changed: bool = _vote(_any)
     """The other ranks do not know this rank's current upload error."""
     too_stale: bool = _vote(_any)
-    """The current save takes longer than `spec.checkpoint.maxStaleness`, by the clock of rank 0."""
+    """The current save takes longer than `spec.checkpoint.uploadTimeout`, by the clock of rank 0."""
 
     def pack(self) -> list[float]:
         """The votes as numbers, in the order of the fields."""

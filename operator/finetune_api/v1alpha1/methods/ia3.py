@@ -15,8 +15,8 @@ class Ia3(MethodBlock):
 
     support: ClassVar[MethodSupport] = MethodSupport(formats=tuple(ArtifactFormat), quantizations=tuple(Quantization))
 
-    targets: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None = (
-        None
-    )
+    target_modules: (
+        Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None
+    ) = None
     """Names of the linear layers whose outputs are scaled, such as `k_proj`. Absent: the layers that PEFT lists for the
     model's architecture, in most the keys, the values and the inputs of the last feed-forward layer."""

@@ -40,9 +40,9 @@ class Lora(MethodBlock):
     dropout: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
     """Dropout before the adapter's first matrix."""
 
-    targets: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None = (
-        None
-    )
+    target_modules: (
+        Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None
+    ) = None
     """Names of the linear layers to adapt, such as `q_proj`. Absent: every linear layer but the head."""
 
     variant: LoraVariant = LoraVariant.LORA

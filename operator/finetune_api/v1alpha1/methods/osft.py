@@ -24,7 +24,7 @@ class Osft(MethodBlock):
     kept_share: Annotated[float, Field(ge=0.01, le=0.99)] = 0.5
     """Share of the singular values of each matrix, the largest ones, that are not trained."""
 
-    targets: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None = (
-        None
-    )
+    target_modules: (
+        Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(min_length=1, max_length=64)] | None
+    ) = None
     """Names of the linear layers to train, such as `q_proj`. Absent: every linear layer but the head."""

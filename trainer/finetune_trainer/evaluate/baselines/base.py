@@ -64,5 +64,5 @@ class Baseline(ABC):
         """Fit it to the training split, deterministically. Raises NotFittedError."""
 
 
-BASELINES: Registry[Baseline] = Registry(__package__, "spec.evaluation.baselines")
+BASELINES: Registry[Baseline] = Registry(__package__, "spec.evaluation.simpleBaselines")
 """Baseline by name."""
