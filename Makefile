@@ -24,20 +24,20 @@ endif
 .PHONY: help
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-		/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+		/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
-demo: $(VENV)/.ready-local ## Fine-tune a real model on two workers, kill one, resume, evaluate
+demo: $(VENV)/.ready-local ## Fine-tune a model on two workers, kill one, resume
 	@$(BIN)/finetune demo $(ARGS)
 
 .PHONY: setup
-setup: $(VENV)/.ready-test ## Create .venv with all dependencies for development and tests
+setup: $(VENV)/.ready-test ## Create .venv with all dependencies of the tests
 
 # podman and docker also work.
 BUILDER ?= buildah
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 .PHONY: images
-images: ## Build both images of manifests/install.yaml; BUILDER=podman, ARGS='--build-arg BASE_IMAGE=...'
+images: ## Build both images; BUILDER=podman for another builder
 	@for target in operator trainer; do \
 		$(BUILDER) build --target $$target --tag finetune-$$target:$(VERSION) --build-arg VERSION=$(VERSION) \
 			--build-arg REVISION=$$(git rev-parse HEAD) $(ARGS) .; \
@@ -46,7 +46,7 @@ images: ## Build both images of manifests/install.yaml; BUILDER=podman, ARGS='--
 HELM ?= helm
 DIST ?= dist
 .PHONY: chart
-chart: ## Package the Helm chart into dist/, for `helm push`; HELM=...
+chart: ## Package the Helm chart into dist/, for `helm push`
 	@$(HELM) package charts/finetune-operator --destination $(DIST)
 
 .PHONY: clean
@@ -57,7 +57,7 @@ clean: ## Remove .venv, caches and the files of local runs
 ##@ Check
 
 .PHONY: test
-test: $(VENV)/.ready-test ## Run all checks that must pass before a merge, with the time of each part
+test: $(VENV)/.ready-test ## Run all checks and tests that a merge needs
 	@tests/streams.sh $(BIN)/python $(ARGS)
 
 .PHONY: test-unit
@@ -65,19 +65,19 @@ test-unit: $(VENV)/.ready-test ## Run the unit tests: no servers, no processes
 	$(PYTEST) tests/unit $(ARGS)
 
 .PHONY: test-integration
-test-integration: $(VENV)/.ready-test ## Run the integration tests: a real object store, real processes, real training
+test-integration: $(VENV)/.ready-test ## Tests with an object store, processes and training
 	$(PYTEST) tests/integration $(ARGS)
 
 .PHONY: test-kubernetes
-test-kubernetes: $(VENV)/.ready-test ## Run the tests on Kubernetes, which start a cluster: need Linux and Go, and root for pods
+test-kubernetes: $(VENV)/.ready-test ## Tests on a cluster that they start: Linux, Go, root
 	$(PYTEST) tests/kubernetes $(ARGS)
 
 .PHONY: test-chart
-test-chart: $(VENV)/.ready-test ## Run the tests of the Helm chart, which need what test-kubernetes needs
+test-chart: $(VENV)/.ready-test ## Tests of the chart; same needs as test-kubernetes
 	$(PYTEST) tests/chart tests/kubernetes/test_chart_life_cycle.py $(ARGS)
 
 .PHONY: cluster-tools
-cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs: Debian packages, builds of Kubernetes and helm (9 minutes, once)
+cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs (9 minutes, once)
 	@PYTHONPATH=tests/support $(BIN)/python -m testcluster.tools
 
 .PHONY: lint
@@ -94,60 +94,60 @@ imports: $(VENV)/.ready-test ## Check the imports between packages with import-l
 	$(BIN)/lint-imports
 
 .PHONY: verify
-verify: $(VENV)/.ready-test ## Check that generated files (CRD, golden manifests) are up to date
+verify: $(VENV)/.ready-test ## Check that generated files are up to date
 	$(PYTEST) -q tests/golden $(ARGS)
 
 .PHONY: samples
-samples: $(VENV)/.ready-test ## Run every sample on real models and data, end to end (about ten minutes)
+samples: $(VENV)/.ready-test ## Run every sample on real models and data (30 minutes)
 	$(PYTEST) tests/samples -s $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.ready-test ## Kill ranks, uploaders and storage 200 times and compare all losses (20 minutes; resumes if interrupted)
+soak: $(VENV)/.ready-test ## Kill ranks, uploaders, storage 200 times (20 minutes)
 	@PYTHONPATH=tests/support $(BIN)/python -m soak $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.ready-test ## Benchmark training speed and restarts; the last line is a JSON object
+bench: $(VENV)/.ready-test ## Benchmark training speed and restarts
 	@$(BIN)/python benchmarks/gather.py
 	@$(BIN)/python benchmarks/main_job.py
 
 .PHONY: bench-order
-bench-order: $(VENV)/.ready-test ## Benchmark grouping rows by length: loss and speed (downloads news texts)
+bench-order: $(VENV)/.ready-test ## Benchmark grouping rows by length (75 minutes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/order_quality.py $(ARGS)
 
 .PHONY: bench-packing
-bench-packing: $(VENV)/.ready-test ## Benchmark packs, compared with padded and grouped rows: speed and loss (5 minutes)
+bench-packing: $(VENV)/.ready-test ## Benchmark packs and padded rows (5 minutes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/packing.py $(ARGS)
 
 .PHONY: bench-chunked-loss
-bench-chunked-loss: $(VENV)/.ready-test ## Benchmark the chunked loss: memory and time of a step (10 minutes)
+bench-chunked-loss: $(VENV)/.ready-test ## Benchmark the chunked loss (10 minutes)
 	@$(BIN)/python benchmarks/chunked_loss.py $(ARGS)
 
 .PHONY: proofs
-proofs: $(VENV)/.ready-test ## Measure the effects of the techniques and check the claims of their pages (hours; resumes if interrupted)
+proofs: $(VENV)/.ready-test ## Measure the effect of each technique (hours; resumes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/proofs.py $(ARGS)
 
 .PHONY: bench-data
-bench-data: $(VENV)/.ready-test ## Benchmark data preparation: speed relative to the tokenizer, memory; ARGS='--gigabytes 0.1 1 5'
+bench-data: $(VENV)/.ready-test ## Benchmark data preparation (3 minutes)
 	@$(BIN)/python benchmarks/data_preparation.py $(ARGS)
 
 .PHONY: bench-recovery
-bench-recovery: $(VENV)/.ready-test ## Benchmark the recovery of a lost worker on two nodes: needs Linux, Go, root (4 minutes)
+bench-recovery: $(VENV)/.ready-test ## Benchmark a lost worker: Linux, Go, root (4 minutes)
 	@$(BIN)/python benchmarks/recovery.py $(ARGS)
 
 .PHONY: bench-operator
-bench-operator: $(VENV)/.ready-test ## Benchmark the operator with 1,000 concurrent and 5,000 finished jobs; same needs as test-kubernetes
+bench-operator: $(VENV)/.ready-test ## Benchmark 1,000 concurrent and 5,000 finished jobs
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/operator_scale.py $(ARGS)
 
 .PHONY: bench-chart
-bench-chart: $(VENV)/.ready-test ## Benchmark `helm install --wait`, compared with kubectl: needs Linux, Go, root (4 minutes)
+bench-chart: $(VENV)/.ready-test ## Benchmark `helm install --wait` (4 minutes)
 	@$(BIN)/python benchmarks/chart_install.py $(ARGS)
 
 .PHONY: gpu-check
-gpu-check: $(VENV)/.ready-test ## Build a bundle that checks the trainer on one GPU, and run it here on the CPU
+gpu-check: $(VENV)/.ready-test ## Build the GPU check, and run it here on the CPU
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu_bundle.py $(ARGS)
 
 .PHONY: bench-checkpoints
-bench-checkpoints: $(VENV)/.ready-test ## Benchmark checkpoints, compared with transformers and DeepSpeed (20 minutes)
+bench-checkpoints: $(VENV)/.ready-test ## Benchmark checkpoints (20 minutes)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
 
 ##@ Write
@@ -158,12 +158,12 @@ format: $(VENV)/.ready-test ## Format the code and apply fixes of ruff
 	$(BIN)/ruff format $(CODE)
 
 .PHONY: golden
-golden: $(VENV)/.ready-test ## Generate CRD, values of the chart, pages of the docs and golden manifests; review the diff
+golden: $(VENV)/.ready-test ## Generate CRD, chart values, docs, golden manifests
 	FINETUNE_UPDATE_GOLDEN=1 $(PYTEST) -q tests/golden
 	@git --no-pager diff --stat -- charts docs manifests tests/golden
 
 .PHONY: manifests
-manifests: $(VENV)/.ready-test ## Generate manifests/install.yaml, the chart with its defaults, with helm; review the diff
+manifests: $(VENV)/.ready-test ## Generate manifests/install.yaml with helm
 	FINETUNE_TEST_REQUIRE=helm FINETUNE_UPDATE_GOLDEN=1 $(PYTEST) -q tests/golden/test_chart_files.py \
 		tests/chart/test_defaults.py
 	@git --no-pager diff --stat -- charts manifests

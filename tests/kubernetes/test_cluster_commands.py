@@ -83,7 +83,7 @@ def slowly_with_one_failure(stage: Stage, attempt: int, _index: int) -> PodEnd:
 def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, namespace: str, user: User) -> None:
     async def scenario(world: JobNamespace) -> None:
         job = await world.create("well", slowly_with_one_failure)
-        watching = asyncio.create_task(user("watch", "well", "--watch", "plain"))
+        watching = asyncio.create_task(user("watch", "well", "--output", "plain"))
         await job.until(in_phase(Phase.SUCCEEDED))
         watched = await watching
         assert (watched.status, watched.err) == (0, "")
@@ -103,7 +103,7 @@ def test_a_job_that_completes_is_watched_to_its_end_and_shown(admin: Path, names
         assert page.lines[-1].split(" ago  ")[1].startswith("Succeeded: ")
         assert "conditions" not in page.out
 
-        reported = [json.loads(line) for line in (await user("watch", "well", "--watch", "json")).lines]
+        reported = [json.loads(line) for line in (await user("watch", "well", "--output", "json")).lines]
         assert [line["event"] for line in reported] == ["finished"]
         assert reported[0]["status"]["run"]["candidates"]["tuned"]["metrics"]["Accuracy"] == 0.9
         found = json.loads((await user("status", "well", "-o", "json")).out)

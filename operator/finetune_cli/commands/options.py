@@ -50,5 +50,7 @@ Kubeconfig = Annotated[
 ]
 WatchMode = Annotated[
     DisplayMode | None,
-    typer.Option("--watch", help="Output format; defaults to rich on a terminal, else to plain.", show_default=False),
+    typer.Option(
+        "--output", "-o", help="Output format; defaults to rich on a terminal, else to plain.", show_default=False
+    ),
 ]

@@ -12,7 +12,7 @@ __all__ = ["Display", "DisplayMode", "JsonDisplay", "PlainDisplay", "make_displa
 
 
 class DisplayMode(StrEnum):
-    """Value of `--watch`."""
+    """Value of `--output` of commands that follow a job."""
 
     RICH = "rich"
     PLAIN = "plain"

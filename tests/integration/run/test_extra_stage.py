@@ -26,7 +26,7 @@ def test_a_stage_that_is_added_to_the_table_runs_last_with_the_results_of_the_ot
             "run",
             "job.yaml",
             f"--endpoint={bench.storage.endpoint}",
-            "--watch=json",
+            "--output=json",
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},

@@ -58,7 +58,7 @@ def test_the_first_job_of_a_file_is_valid_and_runs(folder: Path) -> None:
     status, out, err = finetune(folder, "plan", "job.yaml", "-o", "json")
     planned = json.loads(out)
     assert (status, planned["seconds"], planned["trainedParameters"]) == (0, None, planned["parameters"]), err
-    status, out, err = finetune(folder, "run", "job.yaml", "--watch", "plain")
+    status, out, err = finetune(folder, "run", "job.yaml", "--output", "plain")
     assert status == 0, out + err
     status, out, _ = finetune(folder, "status", "-o", "json")
     found = json.loads(out)["status"]

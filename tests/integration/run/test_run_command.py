@@ -35,7 +35,7 @@ def environ() -> dict[str, str]:
 
 def run(folder: Path, endpoint: str, *, interrupt_when: Callable[[Line], bool]) -> tuple[int, list[Line]]:
     """Exit status and lines of `finetune run job.yaml`; sends one SIGINT at the first matching line."""
-    arguments = command("run", "job.yaml", "--endpoint", endpoint, "--watch", "json", "--work-dir", "work")
+    arguments = command("run", "job.yaml", "--endpoint", endpoint, "--output", "json", "--work-dir", "work")
     lines: list[Line] = []
     with subprocess.Popen(arguments, cwd=folder, env=environ(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -156,7 +156,7 @@ def children(pid: int) -> dict[int, str]:
 def test_a_killed_command_leaves_no_process_behind(job_folder: Path) -> None:
     """Object store, fork server and workers all exit with it."""
     with subprocess.Popen(
-        command("run", "job.yaml", "--work-dir", "work", "--watch", "json"),
+        command("run", "job.yaml", "--work-dir", "work", "--output", "json"),
         cwd=job_folder,
         env=environ(),
         stdout=subprocess.DEVNULL,

@@ -8,14 +8,14 @@ from finetune_cli.__main__ import app
 
 CLUSTER = ["--context", "--kubeconfig", "--namespace"]
 SURFACE = {
-    "run": ["job", "--endpoint", "--watch", "--work-dir"],
-    "demo": ["--watch", "--work-dir"],
+    "run": ["job", "--endpoint", "--output", "--work-dir", "-o"],
+    "demo": ["--output", "--work-dir", "-o"],
     "init": ["--column", "--data", "--endpoint", "--model", "--output", "--work-dir", "-o"],
     "validate": ["files"],
     "plan": ["job", "--endpoint", "--output", "--work-dir", "-o"],
     "render": ["job"],
     "status": ["name", *CLUSTER, "--output", "--work-dir", "-n", "-o"],
-    "watch": ["name", *CLUSTER, "--watch", "--work-dir", "-n"],
+    "watch": ["name", *CLUSTER, "--output", "--work-dir", "-n", "-o"],
     "logs": [
         *("name", "--attempt", "--context", "--follow", "--kubeconfig", "--namespace", "--rank", "--stage"),
         *("--work-dir", "-f", "-n"),

@@ -178,6 +178,8 @@ def test_every_target_of_make_is_explained() -> None:
     targets = re.findall(r"^([a-z][a-z-]*):(?!=).*$", makefile, re.MULTILINE)
     explained = re.findall(r"^([a-z][a-z-]*):.* ## ", makefile, re.MULTILINE)
     assert sorted(set(targets) - set(explained)) == []
+    lines = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
 
 
 def test_the_guide_for_operators_explains_every_condition() -> None:
