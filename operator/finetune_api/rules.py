@@ -724,6 +724,12 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
             yield Violation(
                 f"spec.training.{field}", "must have a validation split; set spec.data.validation.fraction above 0"
             )
+    if spec.training.learning_rate_schedule is Schedule.REDUCE_ON_PLATEAU and spec.data.validation.fraction == 0.0:
+        yield Violation(
+            "spec.training.learningRateSchedule",
+            "must not be ReduceOnPlateau without a validation split; set spec.data.validation.fraction above 0, or "
+            "write another schedule",
+        )
     if spec.checkpoint.keep_best >= 1:
         return
     if early is not None:

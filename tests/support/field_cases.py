@@ -102,6 +102,8 @@ _AROUND: dict[str, Any] = {
     "training.scheduleOptions.power": {"training": {"learningRateSchedule": "Polynomial"}},
     "training.scheduleOptions.cycles": {"training": {"learningRateSchedule": "CosineWithRestarts"}},
     "training.scheduleOptions.decayRatio": {"training": {"learningRateSchedule": "WarmupStableDecay"}},
+    "training.scheduleOptions.factor": {"training": {"learningRateSchedule": "ReduceOnPlateau"}},
+    "training.scheduleOptions.patience": {"training": {"learningRateSchedule": "ReduceOnPlateau"}},
     "workers.startTimeout": {"workers": {"minNodes": 1}},
     **{f"{block}.{field}": _within(block, around) for block in POD_BLOCKS for field, around in _POD_AROUND.items()},
     "workers.env[]": {"workers": {"env": [_VARIABLE]}},

@@ -23,6 +23,7 @@ class Schedule(StrEnum):
     INVERSE_SQRT = "InverseSqrt"
     COSINE_WITH_RESTARTS = "CosineWithRestarts"
     WARMUP_STABLE_DECAY = "WarmupStableDecay"
+    REDUCE_ON_PLATEAU = "ReduceOnPlateau"
 
 
 class ScheduleOptions(ApiModel, scope=Scope.RUN):
@@ -30,8 +31,8 @@ class ScheduleOptions(ApiModel, scope=Scope.RUN):
     that use it."""
 
     min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Learning rate at the end of the decay, as a share of the peak. With Linear, Cosine, Polynomial,
-    CosineWithRestarts and WarmupStableDecay. Absent: 0."""
+    """Lowest learning rate, as a share of the peak: that at the end of the decay. With Linear, Cosine, Polynomial,
+    CosineWithRestarts, WarmupStableDecay and ReduceOnPlateau. Absent: 0."""
 
     power: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
     """Power of the remaining share of the steps. With Polynomial. Absent: 2."""
@@ -42,6 +43,13 @@ class ScheduleOptions(ApiModel, scope=Scope.RUN):
     decay_ratio: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """Share of all optimizer steps in which the learning rate decays, at the end. With WarmupStableDecay. Absent:
     0.2."""
+
+    factor: Annotated[float, Field(ge=0.01, le=0.99)] | None = None
+    """What the learning rate is multiplied with. With ReduceOnPlateau. Absent: 0.1."""
+
+    patience: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Evaluations without a lower validation loss that do not lower the learning rate yet. With ReduceOnPlateau.
+    Absent: 10."""
 
     def without_fixed_defaults(self) -> Self:
         """Without the fields that are set to the value that they have if they are absent."""
@@ -54,6 +62,8 @@ SCHEDULE_DEFAULTS: dict[str, float | int] = {
     "power": 2,
     "cycles": 2,
     "decay_ratio": 0.2,
+    "factor": 0.1,
+    "patience": 10,
 }
 """Values of absent fields of ScheduleOptions."""
 
@@ -65,10 +75,12 @@ _DECAYING = (
     Schedule.WARMUP_STABLE_DECAY,
 )
 SCHEDULES_WITH: dict[str, tuple[Schedule, ...]] = {
-    "min_learning_rate_ratio": _DECAYING,
+    "min_learning_rate_ratio": (*_DECAYING, Schedule.REDUCE_ON_PLATEAU),
     "power": (Schedule.POLYNOMIAL,),
     "cycles": (Schedule.COSINE_WITH_RESTARTS,),
     "decay_ratio": (Schedule.WARMUP_STABLE_DECAY,),
+    "factor": (Schedule.REDUCE_ON_PLATEAU,),
+    "patience": (Schedule.REDUCE_ON_PLATEAU,),
 }
 """Field of ScheduleOptions -> the schedules that use it."""
 
@@ -168,7 +180,9 @@ class Training(ApiModel, scope=Scope.RUN):
     """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to
     `scheduleOptions.minLearningRateRatio` at the end, Polynomial with the power `scheduleOptions.power`. InverseSqrt
     decays as sqrt(warmup / step). CosineWithRestarts decays several times, each time from the peak. WarmupStableDecay
-    stays at the peak and decays along a cosine in the last steps."""
+    stays at the peak and decays along a cosine in the last steps. ReduceOnPlateau multiplies it with
+    `scheduleOptions.factor` when the validation loss has not fallen for more than `scheduleOptions.patience`
+    evaluations."""
 
     schedule_options: ScheduleOptions = ScheduleOptions()
     """Settings of the learning rate schedule."""

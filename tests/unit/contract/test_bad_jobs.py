@@ -191,7 +191,7 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
                 "learningRateSchedule": "Constant",
                 "scheduleOptions": {"minLearningRateRatio": 0.1},
             },
-            "to Linear, Cosine, Polynomial, CosineWithRestarts or WarmupStableDecay",
+            "to Linear, Cosine, Polynomial, CosineWithRestarts, WarmupStableDecay or ReduceOnPlateau",
         ),
         (
             "spec.training",
@@ -235,6 +235,12 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             job_with("spec.training.overfitting", {})["spec"]
             | {"data": {"train": [{"uri": "s3://bucket/t.csv"}], "validation": {"fraction": 0}}},
             "spec.training.overfitting must have a validation split; set spec.data.validation.fraction above 0",
+        ),
+        (
+            "spec",
+            job_with("spec.training.learningRateSchedule", "ReduceOnPlateau")["spec"]
+            | {"data": {"train": [{"uri": "s3://bucket/t.csv"}], "validation": {"fraction": 0}}},
+            "spec.training.learningRateSchedule must not be ReduceOnPlateau without a validation split; set",
         ),
         (
             "spec.workers",

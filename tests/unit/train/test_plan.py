@@ -65,6 +65,17 @@ def test_cycles_without_room_to_decay_get_a_warning() -> None:
     assert training_plan(train_config(training=training | {"epochs": 4})).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [({}, True), ({"patience": 5}, True), ({"patience": 4}, False)],
+    ids=["defaults", "one too many", "enough"],
+)
+def test_a_patience_that_outlasts_the_training_gets_a_warning(options: dict[str, Any], warned: bool) -> None:
+    training = {"learningRateSchedule": "ReduceOnPlateau", "scheduleOptions": options}
+    plan = training_plan(train_config(training=training, evaluation={"everySteps": 3}))  # of 21 steps
+    assert ["never lowered" in warning for warning in plan.warnings] == [True] * warned
+
+
 @pytest.mark.parametrize(("steps", "logged"), [(2000, [*range(1, 2001)]), (2001, [1, *range(10, 2001, 10), 2001])])
 def test_short_runs_log_every_step_and_long_ones_every_tenth_the_first_and_the_last(
     steps: int, logged: list[int]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from typing import Any
@@ -19,6 +19,7 @@ from finetune_api.v1alpha1 import OptimizerName, Training
 from ..methods import METHODS
 from .ds_config import deepspeed_config
 from .phases import PHASE, Phases
+from .plateau import RateScale
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 """Names of parameters, in lower case, without weight decay: the same as in transformers' Trainer."""
@@ -32,6 +33,8 @@ class Engine:
     schedule: LambdaLR
     phases: Phases | None = None
     """Absent: all parameters are trained from the first step."""
+    rate_scale: RateScale = field(default_factory=RateScale)
+    """What the learning rates of `schedule` are multiplied with."""
 
     @property
     def module(self) -> nn.Module:
@@ -74,7 +77,8 @@ def build_engine(model: nn.Module, config: PreparedConfig, rate_factor: Callable
     phases = None
     if first_phases:
         phases = Phases(model, optimizer, first_phases, steps=method.phase_steps(block, config.steps_per_epoch))
-    return Engine(engine, LambdaLR(engine.basic_optimizer, rate_factor), phases)
+    scale = RateScale()
+    return Engine(engine, LambdaLR(engine.basic_optimizer, lambda step: rate_factor(step) * scale.value), phases, scale)
 
 
 def make_optimizer(

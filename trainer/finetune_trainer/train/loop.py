@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
 from finetune_api.trainer_config import PreparedConfig
-from finetune_api.v1alpha1 import EarlyStopping, Metric, Overfitting, OverfittingAction
+from finetune_api.v1alpha1 import EarlyStopping, Metric, Overfitting, OverfittingAction, Schedule
 
 from ..checkpoint.engine import optimizer_state
 from ..checkpoint.manager import CheckpointManager, Restored, TrainingState
@@ -35,7 +35,7 @@ from .overfitting import training_loss_before_evaluation
 from .padding import batch_by_groups
 from .plan import TrainingPlan
 from .rows import GlobalBatches, PackedRows, RowsWithPadding
-from .state import RunState, read_small_state, resume_schedule, small_state
+from .state import RunState, apply_rates, read_small_state, resume_schedule, small_state
 from .validation import Validator
 from .votes import StepVotes
 
@@ -82,6 +82,7 @@ class TrainingLoop:
         self.engine: Any = engine.deepspeed
         self.module = engine.module
         self.schedule = engine.schedule
+        self.rate_scale = engine.rate_scale
         self.phases = engine.phases
         self.run = RunState()
         self.restored: Restored | None = None
@@ -148,6 +149,7 @@ class TrainingLoop:
                 log.info("no checkpoint to resume from: training starts from the base model")
             return
         self.run, schedule = read_small_state(self.restored.small_state)
+        self.rate_scale.value = self.run.plateau.factor
         resume_schedule(self.schedule, schedule)
         self._skipped_batches = self.restored.manifest.position - self.run.step
         self._loss_since_log.fill_(self.run.loss_of_rank(dist.get_rank(), dist.get_world_size()))
@@ -353,7 +355,7 @@ class TrainingLoop:
     # ---- validation and checkpoints ----
 
     def _evaluate(self) -> None:
-        """Evaluate the validation split and apply the rule of early stopping. Collective.
+        """Evaluate the validation split and apply the rules that depend on its metrics. Collective.
 
         A stop request interrupts it. The state is then saved without metrics, and the next attempt starts with this
         validation.
@@ -384,6 +386,8 @@ class TrainingLoop:
         if warning := self.loss_warning():
             log.warning(warning)
             self.parts.report.warn(warning)
+        if self.parts.plan.schedule is Schedule.REDUCE_ON_PLATEAU:
+            self._lower_rate_on_plateau(metrics[Metric.LOSS])
         if overfitting is not None:
             self._watch_overfitting(metrics[Metric.LOSS], overfitting)
         stops_overfitting = overfitting is not None and overfitting.action is OverfittingAction.STOP
@@ -394,6 +398,22 @@ class TrainingLoop:
         run.stopped_early = early is not None and run.best.exhausted(early)
         run.stopped_early |= stops_overfitting and bool(run.overfitting.found)
         self._save_due |= run.best.step == run.step or run.stopped_early
+
+    def _lower_rate_on_plateau(self, validation_loss: float) -> None:
+        run = self.run
+        before = run.plateau
+        run.plateau = before.after(validation_loss, self.parts.plan.options)
+        if run.plateau.factor == before.factor:
+            return
+        self.rate_scale.value = run.plateau.factor
+        apply_rates(self.schedule)
+        if _is_main():
+            log.info(
+                "the validation loss has not fallen below %.5g for %d evaluations: the learning rate is now %.3g",
+                run.plateau.lowest,
+                before.evaluations_since + 1,
+                self.schedule.get_last_lr()[0],
+            )
 
     def _watch_overfitting(self, validation_loss: float, rule: Overfitting) -> None:
         run = self.run

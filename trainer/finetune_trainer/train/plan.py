@@ -32,7 +32,8 @@ class TrainingPlan:
     options: ScheduleOptions | None = None
 
     def rate_factor(self, step: int) -> float:
-        """Return the learning rate at a step, counted from 0, as a share of its peak."""
+        """Return the learning rate at a step, counted from 0, as a share of its peak; with ReduceOnPlateau, as long as
+        the validation loss falls."""
         return rate_factor(self.schedule, step, warmup=self.warmup_steps, total=self.total_steps, options=self.options)
 
     @property
@@ -55,6 +56,16 @@ class TrainingPlan:
             return (
                 f"the learning rate hardly decays: {cycles} cycles of spec.training.learningRateSchedule "
                 f"CosineWithRestarts share {steps} steps; lower spec.training.scheduleOptions.cycles",
+            )
+        patience = SCHEDULE_DEFAULTS["patience"] if self.options is None else self.options.patience
+        patience = SCHEDULE_DEFAULTS["patience"] if patience is None else patience
+        # The first evaluation is the lowest loss so far, and the last one has no steps after it.
+        evaluations = max(0, math.ceil(self.total_steps / max(1, self.evaluate_every)) - 2)
+        if self.schedule is Schedule.REDUCE_ON_PLATEAU and evaluations <= patience:
+            return (
+                "the learning rate is never lowered: spec.training.learningRateSchedule ReduceOnPlateau waits for more "
+                f"than {patience} evaluations without a lower loss, and only {evaluations} can be; lower "
+                "spec.training.scheduleOptions.patience or spec.evaluation.everySteps",
             )
         return ()
 

@@ -51,6 +51,7 @@ def rate_factor(
     - CosineWithRestarts: (1 + cos(pi (cycles p mod 1))) / 2 (Loshchilov & Hutter 2016, with cycles of equal length)
     - WarmupStableDecay: 1, then (1 + cos(pi q)) / 2, with q as the share of the last decayRatio * total steps (Hu et
       al. 2024, arXiv 2404.06395, with the decay of transformers' get_wsd_schedule)
+    - ReduceOnPlateau: 1; `plateau.PlateauState` lowers it
 
     With minLearningRateRatio m, a decay f becomes m + (1 - m) f, as in transformers.
     """
@@ -58,8 +59,9 @@ def rate_factor(
         return step / warmup
     chosen = {} if options is None else options.model_dump(exclude_none=True)
     resolved = SCHEDULE_DEFAULTS | chosen
-    floor = float(resolved.pop("min_learning_rate_ratio"))
-    factor = _DECAYS[schedule](step, _Shape(warmup, total, **resolved))
+    floor = float(resolved["min_learning_rate_ratio"])
+    shape = _Shape(warmup, total, resolved["power"], int(resolved["cycles"]), resolved["decay_ratio"])
+    factor = _DECAYS[schedule](step, shape)
     return factor * (1.0 - floor) + floor
 
 
@@ -107,4 +109,5 @@ _DECAYS: dict[Schedule, Callable[[int, _Shape], float]] = {
     Schedule.INVERSE_SQRT: _inverse_sqrt,
     Schedule.COSINE_WITH_RESTARTS: _cosine_with_restarts,
     Schedule.WARMUP_STABLE_DECAY: _warmup_stable_decay,
+    Schedule.REDUCE_ON_PLATEAU: _constant,
 }

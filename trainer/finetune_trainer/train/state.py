@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .loss_watch import LossWatch
 from .overfitting import OverfittingWatch
+from .plateau import PlateauState
 from .stopping import BestState
 
 
@@ -28,6 +29,7 @@ class RunState:
     best: BestState = field(default_factory=BestState)
     loss_watch: LossWatch = field(default_factory=LossWatch)
     overfitting: OverfittingWatch = field(default_factory=OverfittingWatch)
+    plateau: PlateauState = field(default_factory=PlateauState)
     stopped_early: bool = False
     finished: bool = False
     """Only the export is left."""
@@ -45,8 +47,11 @@ class RunState:
 def small_state(run: RunState, schedule: LambdaLR) -> dict[str, Any]:
     """Return the state as a JSON object."""
     stored = dataclasses.asdict(run)
+    # What is not used is left out, so that an earlier version of the trainer can resume.
     if run.overfitting == OverfittingWatch():
-        del stored["overfitting"]  # unless it is used, so that an earlier version of the trainer can resume
+        del stored["overfitting"]
+    if run.plateau == PlateauState():
+        del stored["plateau"]
     return {"run": stored, "schedule": schedule.state_dict()}
 
 
@@ -62,6 +67,7 @@ def read_small_state(stored: dict[str, Any]) -> tuple[RunState, dict[str, Any]]:
         "best": BestState(**run["best"]),
         "loss_watch": LossWatch(**run.get("loss_watch", {})),
         "overfitting": OverfittingWatch(**run.get("overfitting", {})),
+        "plateau": PlateauState(**run.get("plateau", {})),
     }
     run |= nested | {"loss_since_log": tuple(run["loss_since_log"])}
     return RunState(**run), stored["schedule" if "schedule" in stored else "scheduler"]
@@ -73,9 +79,15 @@ def resume_schedule(schedule: LambdaLR, stored: dict[str, Any]) -> None:
     `LambdaLR.load_state_dict` alone would restore the stored rates and ignore a learning rate that is set for this
     attempt. With the same base rates, the result equals the stored rates to the last bit.
     """
-    base, position = list(schedule.base_lrs), stored["last_epoch"]
-    rates = [rate * factor(position) for rate, factor in zip(base, schedule.lr_lambdas, strict=True)]
-    schedule.load_state_dict(stored | {"base_lrs": base, "_last_lr": rates})
+    schedule.load_state_dict(stored | {"base_lrs": list(schedule.base_lrs)})
+    apply_rates(schedule)
+
+
+def apply_rates(schedule: LambdaLR) -> None:
+    """Set the learning rates of the next step again, because its position or factors have changed."""
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    rates = [rate * factor for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+    schedule.load_state_dict(schedule.state_dict() | {"_last_lr": rates})
     for options, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         if isinstance(options["lr"], torch.Tensor):
             options["lr"].fill_(rate)
