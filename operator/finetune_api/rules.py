@@ -15,7 +15,7 @@ from . import constants
 from .constants import RESERVED_PREFIX, RESERVED_VARIABLES
 from .cron import schedule_errors
 from .redaction import has_credentials
-from .support import DTYPE_ZERO_STAGES, OFFLOAD_ZERO_STAGES, SUPPORT
+from .support import DTYPE_ZERO_STAGES, NEW_TOKEN_ZERO_STAGES, OFFLOAD_ZERO_STAGES, SUPPORT
 from .v1alpha1 import (
     TASK_SUPPORT,
     ArtifactFormat,
@@ -244,11 +244,13 @@ def _vocabulary(spec: Spec) -> Iterator[Violation]:
                 f"{path}.add[{index}]",
                 "must not have spaces, control characters or invisible characters; remove them, or the word",
             )
-    if spec.method.given and spec.method.full is None:
+    if spec.method.lora is not None:
+        yield from _new_tokens_with_lora(spec)
+    elif spec.method.given and spec.method.full is None:
         yield Violation(
             path,
             f"must be absent with spec.method.{next(iter(spec.method.given))}, which does not train the embeddings of "
-            "new tokens; remove it, or write method: {full: {}}",
+            "new tokens; remove it, or write method: {lora: {}} or {full: {}}",
         )
     freeze = None if spec.method.full is None else spec.method.full.freeze
     if freeze is not None and freeze.patterns:
@@ -261,6 +263,31 @@ def _vocabulary(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             "spec.method.full.freeze.embeddings",
             "must be false with spec.model.vocabulary, whose new embeddings must be trained; remove one of them",
+        )
+
+
+def _new_tokens_with_lora(spec: Spec) -> Iterator[Violation]:
+    because = "with spec.method.lora and spec.model.vocabulary"
+    allowed = " or ".join(map(str, NEW_TOKEN_ZERO_STAGES))
+    if spec.deepspeed.zero_stage not in (None, *NEW_TOKEN_ZERO_STAGES):
+        yield Violation(
+            "spec.deepspeed.zeroStage",
+            f"must be {allowed} {because}, not {spec.deepspeed.zero_stage}; write 2, or remove it",
+        )
+    if not {*OFFLOAD_ZERO_STAGES[spec.deepspeed.offload]} & {*NEW_TOKEN_ZERO_STAGES}:
+        yield Violation(
+            "spec.deepspeed.offload",
+            f"must be None or Optimizer {because}, not {spec.deepspeed.offload}, which needs ZeRO stage 3",
+        )
+    if spec.training.chunked_loss:
+        yield Violation(
+            "spec.training.chunkedLoss",
+            f"must be false {because}, which train rows of the output layer; remove it",
+        )
+    if ArtifactFormat.ADAPTER in spec.output.formats:
+        yield Violation(
+            "spec.output.formats",
+            f"must not have Adapter {because}: the base model lacks the new tokens; write [Merged]",
         )
 
 

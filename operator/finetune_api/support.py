@@ -57,6 +57,10 @@ QUANTIZATION_ZERO_STAGES: dict[Quantization, tuple[int, ...]] = {
 }
 """ZeRO stages that can be trained with each value of `spec.model.quantization`."""
 
+NEW_TOKEN_ZERO_STAGES = (0, 1, 2)
+"""ZeRO stages that can be trained with `spec.model.vocabulary` and LoRA. PEFT copies the embeddings in every forward
+pass, and stage 3 gathers parameters only for the module that they belong to."""
+
 
 @dataclass(frozen=True)
 class Restriction:

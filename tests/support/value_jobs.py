@@ -288,14 +288,19 @@ TRAINED: dict[str, dict[str, Any]] = {
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
     },
     "quantized": {
-        "model": {"uri": "{models}/llama", "task": "CausalLM", "quantization": "NF4"},
+        "model": {
+            "uri": "{models}/llama",
+            "task": "CausalLM",
+            "quantization": "NF4",
+            "vocabulary": {"add": ["myocarditis"], "learn": 3},
+        },
         "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},
         "method": {"lora": {}},
         "training": {**_SHORT, "gradientCheckpointing": True},
         "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
         "output": {
             "uri": "s3://{bucket}/{job}",
-            "formats": ["Merged", "Adapter", "Int8", "GGUF"],
+            "formats": ["Merged", "Int8", "GGUF"],
             "gguf": {"types": ["F16", "BF16", "Q8_0", "Q5_0", "Q4_0"]},
         },
         "workers": {"nodes": 2},

@@ -8,7 +8,7 @@ import pytest
 from finetune_trainer.data import build, prepare
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.model.tokenizer import load_tokenizer
-from finetune_trainer.model.vocabulary import AddedTokens
+from finetune_trainer.new_tokens import AddedTokens
 from prepare_fixture import PrepareFixture
 from rows import classified, jsonl
 

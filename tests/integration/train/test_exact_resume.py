@@ -35,6 +35,7 @@ CASES = [
         (2, "full", "masked"),
         (2, "full", "llama-vocabulary"),
         (3, "full", "llama-vocabulary"),
+        (2, "lora", "llama-vocabulary"),
         (3, "promptTuning-text", "llama"),
         (2, "prefixTuning", "llama-dropout"),
         (3, "prefixTuning-projection", "llama"),
@@ -58,7 +59,12 @@ def test_losses_after_kills_during_and_at_the_end_of_an_epoch_are_bitwise_equal(
 
 @pytest.mark.parametrize(
     ("zero", "method", "kind", "quantization"),
-    [(2, "lora", "bert-dropout", "NF4"), (2, "lora", "llama", "Int8"), (0, "lora-DoRA", "llama", "NF4")],
+    [
+        (2, "lora", "bert-dropout", "NF4"),
+        (2, "lora", "llama", "Int8"),
+        (0, "lora-DoRA", "llama", "NF4"),
+        (0, "lora", "llama-vocabulary", "NF4"),
+    ],
 )
 def test_quantized_weights_are_the_same_after_a_kill(
     harness: TrainingHarness, zero: int, method: str, kind: str, quantization: str

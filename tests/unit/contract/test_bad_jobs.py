@@ -432,8 +432,34 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ("spec.model.vocabulary", {"add": ["myocarditis", "COVID-19", "C\u00f6liac"], "learn": 5}, None),
         (
             "spec",
-            job_with("spec.model.vocabulary", {"learn": 5})["spec"] | {"method": {"lora": {}}},
-            "spec.model.vocabulary must be absent with spec.method.lora, which does not train the embeddings of new",
+            job_with("spec.model.vocabulary", {"learn": 5})["spec"] | {"method": {"layerNormTuning": {}}},
+            "spec.model.vocabulary must be absent with spec.method.layerNormTuning, which does not train the",
+        ),
+        ("spec", job_with("spec.model.vocabulary", {"learn": 5})["spec"] | {"method": {"lora": {}}}, None),
+        *(
+            (
+                "spec",
+                job_with("spec.model.vocabulary", {"learn": 5})["spec"] | {"method": {"lora": {}}} | block,
+                f"{path} {requirement} with spec.method.lora and spec.model.vocabulary",
+            )
+            for block, path, requirement in (
+                ({"deepspeed": {"zeroStage": 3}}, "spec.deepspeed.zeroStage", "must be 0 or 1 or 2"),
+                (
+                    {"deepspeed": {"offload": "OptimizerAndParameters"}},
+                    "spec.deepspeed.offload",
+                    "must be None or Optimizer",
+                ),
+                (
+                    {"training": {"learningRate": 1e-4, "chunkedLoss": True}},
+                    "spec.training.chunkedLoss",
+                    "must be false",
+                ),
+                (
+                    {"output": {"uri": "s3://bucket/out", "formats": ["Merged", "Adapter"]}},
+                    "spec.output.formats",
+                    "must not have Adapter",
+                ),
+            )
         ),
         (
             "spec",

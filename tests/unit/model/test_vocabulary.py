@@ -1,6 +1,7 @@
 """New tokens: rows that are the mean of their pieces, in every matrix of the model, and nothing else changes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,19 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import tiny_models
-from finetune_api.v1alpha1 import Task
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Lora, Task
 from finetune_trainer.errors import BadConfigError, ModelUnusableError
+from finetune_trainer.methods import METHODS
+from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.fetch import ModelFolder
-from finetune_trainer.model.vocabulary import (
-    VOCABULARY_FILE,
-    AddedTokens,
-    Forms,
-    choose_tokens,
-    note_of,
-    read_added_tokens,
-    write_extended,
-)
+from finetune_trainer.model.inspect import inspect_model
+from finetune_trainer.model.load import load_model
+from finetune_trainer.model.reload import reload_adapter, reload_model
+from finetune_trainer.model.vocabulary import Forms, choose_tokens, note_of, write_extended
 from finetune_trainer.model.weights import plan_weights
+from finetune_trainer.new_tokens import VOCABULARY_FILE, AddedTokens, read_added_tokens
+from finetune_trainer.tasks import TASKS
+from train_configs import train_config
 
 WORDS = ("myocarditis", "COVID-19", "naïve")
 URI = "s3://bucket/model"
@@ -66,6 +67,71 @@ def test_every_new_row_of_input_and_output_is_the_mean_of_its_pieces(family: str
     if is_decoder:
         tied = before.get_output_embeddings().weight is before.get_input_embeddings().weight
         assert tied == (after.get_output_embeddings().weight is after.get_input_embeddings().weight)
+
+
+LORA_FAMILIES = {
+    "llama": (Task.CAUSAL_LM, 2),  # matrices with rows of tokens
+    "llama-tied": (Task.CAUSAL_LM, 1),
+    "gpt2": (Task.CAUSAL_LM, 1),
+    "bert": (Task.SEQUENCE_CLASSIFICATION, 1),
+}
+
+
+@pytest.mark.parametrize("variant", ["LoRA", "DoRA"])
+@pytest.mark.parametrize("family", LORA_FAMILIES)
+def test_lora_trains_the_new_rows_and_no_other_ones_and_the_merged_model_is_the_trained_one(
+    family: str, variant: str, tmp_path: Path
+) -> None:
+    task, matrices = LORA_FAMILIES[family]
+    folder = extended(tiny_models.save_tiny(family, tmp_path / "base"), tmp_path / "made", task=task).path
+    new = [token.id for token in read_added_tokens(folder).tokens]
+    labels = ("a", "b") if task is Task.SEQUENCE_CLASSIFICATION else ()
+    ids = torch.tensor([[5, new[0], 41, new[-1], 43, 2], [5, 60, new[1], 62, 63, 2]])
+    config = train_config(
+        model={"uri": f"file://{folder}"},
+        method={"lora": {"variant": variant}},
+        prepared={"task": task, "labels": labels},
+    )
+    method, block, prepared = METHODS["lora"], config.spec.method.block, config.prepared
+    assert prepared is not None
+
+    def fresh(seed: int = 3) -> Any:
+        return load_model(folder, task=task, labels=labels, dtype=Dtype.FLOAT32, seed=seed)
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+    method.check(folder, block, TASKS[task])
+    model: Any = method.apply(fresh(), block, TASKS[task], seed=1)
+    torch.testing.assert_close(logits(model), logits(fresh()))
+    weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    rows = [value for name, value in weights.items() if "trainable_tokens" in name]
+    assert sum(map(len, rows)) == matrices * len(new)
+    facts = replace(inspect_model(folder, URI), new_rows=matrices * len(new))
+    counted = sum(value.numel() for name, value in weights.items() if ".modules_to_save." not in name)
+    assert counted <= method.parameters(facts, block).trained <= counted * (1.0 if variant == "LoRA" else 1.1)
+
+    torch.manual_seed(1)
+    for value in weights.values():
+        value.add_(0.1 * torch.randn_like(value))
+    trained = logits(model)
+    for artifact in (ArtifactFormat.MERGED, ArtifactFormat.ADAPTER):
+        write_folder(artifact, model, weights, tmp_path / artifact, config=config, base=folder)
+    merged = reload_model(tmp_path / "Merged", "model", prepared)
+    torch.testing.assert_close(logits(merged), trained)
+    again = reload_adapter(fresh(4), tmp_path / "Adapter", "adapter", prepared, method)
+    torch.testing.assert_close(logits(again), trained)
+    before, after = (one.get_input_embeddings().weight for one in (fresh(), merged))
+    changed = (before != after).any(dim=1).nonzero().flatten()
+    assert changed.tolist() == new
+
+
+@pytest.mark.parametrize(("family", "target"), [("llama", "lm_head"), ("llama-tied", "embed_tokens")])
+def test_a_layer_with_new_rows_is_no_target_of_lora(family: str, target: str, tmp_path: Path) -> None:
+    folder = extended(tiny_models.save_tiny(family, tmp_path / "base"), tmp_path / "made").path
+    with pytest.raises(BadConfigError, match=f"must not name {target} with spec.model.vocabulary"):
+        METHODS["lora"].check(folder, Lora(target_modules=("q_proj", target)), TASKS[Task.CAUSAL_LM])
 
 
 def test_words_are_one_token_each_and_pieces_restore_the_tokens_of_the_base_model(llama: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
 from finetune_api.rules import task_of, violations
 from finetune_api.run_layout import dataset_folder
-from finetune_api.support import QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
+from finetune_api.support import NEW_TOKEN_ZERO_STAGES, QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
 from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Packing, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
@@ -26,7 +26,7 @@ from ..model.chunk_check import check_chunks
 from ..model.drop_check import check_dropped_layers
 from ..model.estimate import TrainingShape, ZeroChoice, base_bytes, choose_zero_stage, quantization_note
 from ..model.fetch import ModelFolder, fetch_model, store_copy
-from ..model.inspect import ModelFacts, check_task, inspect_model
+from ..model.inspect import ModelFacts, check_task, inspect_model, tensor_shapes
 from ..model.pack_check import check_packs
 from ..model.quantize import quantizable
 from ..model.quantize_check import check_quantization
@@ -269,7 +269,11 @@ def _with_new_tokens(
         shutil.rmtree(target, ignore_errors=True)  # left by an interrupted process
         model = write_extended(folder, uri, task, plan_weights(folder, uri, task), extension, target)
         store_copy(model, store, config.output_uri)
-    return _Base(model, inspect_model(model.path, uri), load_tokenizer(model.path), extension)
+    facts = inspect_model(model.path, uri)
+    # Matrices with a row for each token: the embeddings, and the output matrix if it is stored.
+    matrices = sum(shape == (facts.vocabulary, facts.hidden_size) for shape in tensor_shapes(model.path, uri).values())
+    new_rows = len(extension.tokens.tokens) * (matrices if TASKS[task].has_token_logits else 1)
+    return _Base(model, replace(facts, new_rows=new_rows), load_tokenizer(model.path), extension)
 
 
 def _rows_to_learn_from(
@@ -510,6 +514,8 @@ def _zero_choice(
     trained, added = METHODS[spec.method.name].parameters(facts, spec.method.block)
     quantization = spec.model.quantization
     stages = ZERO_STAGES if quantization is None else QUANTIZATION_ZERO_STAGES[quantization]
+    if spec.model.vocabulary is not None and spec.method.lora is not None:
+        stages = NEW_TOKEN_ZERO_STAGES
     shape = TrainingShape(
         facts=facts,
         has_token_logits=TASKS[task].has_token_logits,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from finetune_api.v1alpha1 import MethodBlock
 
 from ..errors import BadConfigError, ExportUnusableError, ModelUnusableError
+from ..new_tokens import new_token_ids
 from ..tasks import TrainingTask
 from .base import EXPORT_ADVICE, FineTuningMethod, LoadedAdapter, Weights
 
@@ -105,6 +106,7 @@ class AdapterMethod(FineTuningMethod[Block]):
             for target in list(skeleton.all_tied_weights_keys):
                 if _is_stored(folder, target):
                     skeleton.all_tied_weights_keys.pop(target)
+            skeleton.new_tokens = new_token_ids(folder)
             self.adapted(skeleton, block, task)
 
     def has_buffer(self, name: str) -> bool:
@@ -181,7 +183,7 @@ class AdapterMethod(FineTuningMethod[Block]):
         is.
         """
         from peft.tuners.tuners_utils import BaseTunerLayer
-        from peft.utils.other import AuxiliaryTrainingWrapper
+        from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 
         model = adapted.get_base_model()
         tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
@@ -191,6 +193,8 @@ class AdapterMethod(FineTuningMethod[Block]):
             partner = shared.get(f"{own}.weight")
             if partner is None or not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
                 continue
+            if isinstance(module, TrainableTokensWrapper):
+                continue  # PEFT trains the rows of both layers as one
             layer, other = (_last(own), _last(partner.rpartition(".")[0]))
             raise BadConfigError(
                 f"spec.method.{self.name}.targetModules must not name {layer}: in {type(model).__name__} with tied "

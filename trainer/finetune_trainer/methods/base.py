@@ -67,6 +67,16 @@ class ModelSizes(Protocol):
         """Parameters of the normalization layers."""
         ...
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embeddings; 0 where the configuration does not state it."""
+        ...
+
+    @property
+    def new_rows(self) -> int:
+        """Rows of tokens of `spec.model.vocabulary`, in the embeddings and, if it has its own, in the output matrix."""
+        ...
+
 
 class ParameterCounts(NamedTuple):
     """Numbers of parameters, for the estimate of memory."""

@@ -47,9 +47,11 @@ class LoraMethod(AdapterMethod[Lora]):
     def parameters(self, sizes: ModelSizes, block: Lora) -> ParameterCounts:
         """rank * (rows + columns) of every adapted matrix; for DoRA, at most one more for each row.
 
-        Which axis of a matrix has its outputs depends on the architecture, so that both are counted.
+        Which axis of a matrix has its outputs depends on the architecture, so that both are counted. The rows of new
+        tokens are trained as they are.
         """
         trained = (block.rank + (block.variant is LoraVariant.DORA)) * sum(map(sum, _adapted_matrices(sizes, block)))
+        trained += sizes.new_rows * sizes.hidden_size
         return ParameterCounts(trained=trained, added=trained)
 
     def activations(self, sizes: ModelSizes, block: Lora) -> ActivationCounts:
@@ -57,14 +59,17 @@ class LoraMethod(AdapterMethod[Lora]):
 
         For each matrix in turn, DoRA computes the update of the whole matrix (from an identity matrix), its multiple
         and its sum with the base matrix. Which axis of a matrix has its outputs depends on the architecture, but is the
-        same for all, so that the larger sum is counted.
+        same for all, so that the larger sum is counted. With new tokens, a forward pass copies the embeddings, and the
+        backward pass has a gradient of their size; the same holds for the output matrix.
         """
         matrices = _adapted_matrices(sizes, block)
         width = max((sum(axis) for axis in zip(*matrices, strict=True)), default=0)
         is_dora = block.variant is LoraVariant.DORA
+        of_matrix = max((max(shape) ** 2 + 3 * prod(shape) for shape in matrices), default=0) if is_dora else 0
+        of_tokens = 4 * sizes.vocabulary * sizes.hidden_size if sizes.new_rows else 0
         return ActivationCounts(
             kept=2 * width * (is_dora + (block.dropout > 0)),
-            temporary=max((max(shape) ** 2 + 3 * prod(shape) for shape in matrices), default=0) if is_dora else 0,
+            temporary=of_matrix + of_tokens,
         )
 
     def peft_config(self, block: Lora, task: TrainingTask, trained_whole: tuple[str, ...]) -> Any:
@@ -85,6 +90,23 @@ class LoraMethod(AdapterMethod[Lora]):
             init_lora_weights="gaussian" if block.init is LoraInit.GAUSSIAN else True,
             task_type=task.peft_type,
         )
+
+    def peft_config_for(self, model: PreTrainedModel, block: Lora, task: TrainingTask) -> Any:
+        """Also with the rows of the tokens of `spec.model.vocabulary`, which are trained as they are.
+
+        Raises BadConfigError if a layer with such rows is named as a target.
+        """
+        config = super().peft_config_for(model, block, task)
+        if new := list(getattr(model, "new_tokens", ())):
+            layers = _token_layers(model)
+            if named := sorted({name.rpartition(".")[2] for name in layers} & {*(block.target_modules or ())}):
+                raise BadConfigError(
+                    f"spec.method.lora.targetModules must not name {', '.join(named)} with spec.model.vocabulary: the "
+                    "rows of new tokens are trained as they are",
+                    advice="remove it from spec.method.lora.targetModules",
+                )
+            config.trainable_token_indices = dict.fromkeys(layers, new)
+        return config
 
     def note(self, folder: Path, block: Lora, task: TrainingTask) -> str:
         """That training begins with singular vectors."""
@@ -170,6 +192,17 @@ def _initial_weights(model: Any) -> Weights:
     """What the adapter began with, if the base model was changed by it; see `model.initial_weights.begin_with`."""
     found: Weights = getattr(model, "initial_weights", {})
     return found
+
+
+def _token_layers(model: PreTrainedModel) -> list[str]:
+    """Names of the embeddings and, if it has its own matrix, of the output layer."""
+    names = {id(module): name for name, module in model.named_modules()}
+    inputs: Any = model.get_input_embeddings()
+    outputs: Any = model.get_output_embeddings()
+    layers = [names[id(inputs)]]
+    if outputs is not None and outputs.weight is not inputs.weight and not model.config.tie_word_embeddings:
+        layers.append(names[id(outputs)])
+    return layers
 
 
 def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:

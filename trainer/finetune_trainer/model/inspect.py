@@ -57,6 +57,8 @@ class ModelFacts:
     """Values in the keys of one token and layer, over all heads that have own keys."""
     norms: int = 0
     """Elements of the normalization layers."""
+    new_rows: int = 0
+    """Rows of tokens of `spec.model.vocabulary`, in the embeddings and, if it has its own, in the output matrix."""
 
 
 def inspect_model(folder: Path, uri: str) -> ModelFacts:

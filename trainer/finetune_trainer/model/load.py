@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from finetune_api.v1alpha1 import Dtype, Task
 
 from ..errors import ModelUnusableError
+from ..new_tokens import new_token_ids
 from .quantize import BaseQuantization, fake_quantize_layers, loading_options, patch_quantized_layers, quantizable
 from .weights import plan_weights
 
@@ -79,6 +80,7 @@ def load_model(
         _reorder(model, plan.label_axes, plan.labels.order)
     # An adapter must contain them.
     model.new_parameters = frozenset(plan.new)
+    model.new_tokens = new_token_ids(folder)
     loaded: PreTrainedModel = model
     return loaded
 

@@ -21,18 +21,16 @@ from typing import Any, BinaryIO
 import torch
 from tokenizers import AddedToken, Tokenizer
 
-from finetune_api.trainer_config import Message
 from finetune_api.v1alpha1 import Task
 
 from ..errors import BadConfigError, ModelUnusableError
+from ..new_tokens import VOCABULARY_FILE, AddedTokens, NewToken
 from .fetch import ModelFolder, listed_folder
 from .files import CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, tokenizer_files
 from .inspect import tensor_shapes
 from .tokenizer import keeps_spaces, load_tokenizer
 from .weights import WeightPlan, plan_weights, unpartitioned
 
-VOCABULARY_FILE = "vocabulary.json"
-"""File of a model folder with new tokens: which they are."""
 BASE_TOKENIZER_FILE = "base_tokenizer.json"
 """File of a model folder with new tokens: the tokenizer without them."""
 
@@ -44,32 +42,6 @@ _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """Types of safetensors -> types of torch."""
 _NAMED = 5
 """Maximum number of words that a note names."""
-
-
-class NewToken(Message):
-    """A token that was added to a tokenizer."""
-
-    id: int
-    text: str
-    """The word, or a space and the word."""
-    pieces: tuple[int, ...]
-    """The tokens that the tokenizer of the base model divides the text into."""
-
-
-class AddedTokens(Message):
-    """`vocabulary.json`: the new tokens, sorted by id."""
-
-    tokens: tuple[NewToken, ...]
-
-    @property
-    def pieces(self) -> dict[int, tuple[int, ...]]:
-        """New token -> the tokens that it replaces."""
-        return {token.id: token.pieces for token in self.tokens}
-
-
-def read_added_tokens(folder: Path) -> AddedTokens:
-    """Read the new tokens of a model folder that `write_extended` has written."""
-    return AddedTokens.model_validate_json((folder / VOCABULARY_FILE).read_bytes())
 
 
 @dataclass(frozen=True)
