@@ -30,8 +30,8 @@ MAX_WORDS = 1000
 
 
 class Vocabulary(ApiModel, scope=Scope.DATA):
-    """Tokens that are added to the tokenizer and to the model's embeddings. At least one of the fields. The method `full`
-    trains all rows of the embeddings, and `lora` only the new ones."""
+    """Tokens that are added to tokenizer and embeddings. At least one of the fields. `full` trains all rows of the
+    embeddings, and `lora` only the new ones."""
 
     add: Annotated[tuple[Word, ...], Field(max_length=MAX_WORDS)] = ()
     """Words that become one token each. If tokens of the base model contain the space before a word, a word becomes two
