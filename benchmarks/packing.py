@@ -4,14 +4,15 @@ The three sides train the same language model on the same texts with all other s
 one run, with the order reversed in every second round. Each optimizer step has about the same number of tokens: 16
 examples, or the number of packs that holds them. The second of two epochs is measured, without the validation. Tokens
 are counted without padding. After the last step, when all sides have seen the same tokens, the loss of held-out texts
-is compared.
+is compared. With --trl, TRL's SFTTrainer with packing trains on the same rows, without DeepSpeed, with as many packs
+per step.
 
-    python benchmarks/packing.py [--rounds 3] [--rows 320] [--capacity 256]
+    python benchmarks/packing.py [--rounds 3] [--rows 320] [--capacity 256] [--trl]
 
 Texts are sentences of chatterbot-corpus, joined to documents with log-normal lengths (median 24 words, at most 256
 tokens), as in training_speed.py: the text is real, its lengths are synthetic. The model is a Llama of 2.7 million
-random parameters. On a CPU, attention computes the whole square of a pack, so packs are short (256 tokens). There is
-no comparison with TRL. Prints a table and, as the last line, a JSON object.
+random parameters. On a CPU, attention computes the whole square of a pack, so packs are short (256 tokens). Prints a
+table and, as the last line, a JSON object.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packing_trl import train_with_trl
 from small_trainings import NEVER, bench_storage, prepared, training_config
 from training_speed import documents, timed
 
@@ -30,7 +32,8 @@ from finetune_api.v1alpha1 import Packing
 EXAMPLES = 16
 """Examples per optimizer step."""
 VOCABULARY = 2048
-SIDES = (Packing.PACKED, Packing.LENGTH_GROUPED, Packing.PADDED)
+TRL = "TRL"
+SIDES: tuple[str, ...] = (Packing.PACKED, Packing.LENGTH_GROUPED, Packing.PADDED)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def save_model(folder: Path, texts: list[str]) -> None:
 
 
 def prepared_config(
-    side: Packing, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path
+    side: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path
 ) -> TrainerConfig:
     """Run the prepare stage for one side. A step of packs has as many tokens as one of examples."""
     spec = {
@@ -94,7 +97,7 @@ def prepared_config(
             "test": {"fraction": 0.0},
             "format": "Text",
             "maxLength": options.capacity,
-            "packing": side,
+            "packing": Packing.PACKED if side == TRL else side,
         },
         "training": {
             "epochs": 2,
@@ -110,7 +113,6 @@ def prepared_config(
     config = prepared(training_config(spec, settings, batch=EXAMPLES), folder / f"{side}-{seed}")
     found = config.prepared
     assert found is not None
-    assert found.packing is side
     batch = config.batch
     if found.packs is not None:
         size = max(1, round(EXAMPLES * found.packs / found.counts.train))
@@ -129,11 +131,13 @@ def efficiency(config: TrainerConfig, store: Any) -> float | None:
     return sum(length * count for length, count in lengths.items()) / (prepared.packs * capacity)
 
 
-def measure(side: Packing, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> Found:
+def measure(side: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> Found:
     """Run one training."""
     from finetune_trainer.store.client import ObjectStore
 
     config = prepared_config(side, seed, options, settings, folder)
+    if side == TRL:
+        return measure_trl(config, seed, folder)
     speed = timed("ours", config, folder / f"ranks-{side}-{seed}")
     store = ObjectStore.connect(settings)
     log = store.get_json(f"{config.run_uri}/training.json")["log"]
@@ -142,10 +146,20 @@ def measure(side: Packing, seed: int, options: argparse.Namespace, settings: Sto
     return Found(speed.tokens_per_second, speed.tokens_per_cpu_second, loss, efficiency(config, store))
 
 
-def report(found: dict[Packing, list[Found]], options: argparse.Namespace) -> None:
+def measure_trl(config: TrainerConfig, seed: int, folder: Path) -> Found:
+    """Run one training of TRL on the rows of the prepared run. Its second epoch is measured, too."""
+    found = train_with_trl(config.model_dump(mode="json"), config.batch.global_size, folder / f"trl-{seed}")
+    marks = found["marks"]
+    start, end = marks[len(marks) // 2 - 1], marks[-1]
+    wall, cpu, tokens = (last - first for first, last in zip(start, end, strict=True))
+    print(f"  round {seed}, TRL: {tokens / wall:.0f} tokens/s, held-out loss {found['loss']:.4f}", flush=True)
+    return Found(tokens / wall, tokens / cpu, found["loss"], None)
+
+
+def report(found: dict[str, list[Found]], options: argparse.Namespace) -> None:
     """Print the table and the JSON object."""
 
-    def paired(side: Packing, figure: str) -> float:
+    def paired(side: str, figure: str) -> float:
         pairs = zip(found[Packing.PACKED], found[side], strict=True)
         return statistics.median(getattr(one, figure) / getattr(other, figure) for one, other in pairs)
 
@@ -170,6 +184,10 @@ def report(found: dict[Packing, list[Found]], options: argparse.Namespace) -> No
             "packedToGroupedRatio": round(paired(Packing.LENGTH_GROUPED, "tokens_per_cpu_second"), 3),
         },
     }
+    if TRL in found:
+        summary["packedToTrlRatio"] = round(paired(TRL, "tokens_per_second"), 3)
+        summary["packedToTrlLossRatio"] = round(paired(TRL, "held_out_loss"), 4)
+        summary["byCpuTime"]["packedToTrlRatio"] = round(paired(TRL, "tokens_per_cpu_second"), 3)
     print(json.dumps(summary))
 
 
@@ -179,15 +197,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="trainings per side, each with another seed")
     parser.add_argument("--rows", type=int, default=320, help="texts to train on")
     parser.add_argument("--capacity", type=int, default=256, help="tokens per pack, and per example at most")
+    parser.add_argument("--trl", action="store_true", help="also train with TRL, which is installed into a cache")
     options = parser.parse_args()
+    sides = (*SIDES, TRL) if options.trl else SIDES
     with bench_storage() as (folder, settings, store):
         texts = [row["text"] for row in documents("mixed", options.rows + options.rows // 4)]
         save_model(folder / "model", texts)
         for name, part in (("train", texts[: options.rows]), ("held-out", texts[options.rows :])):
             store.put(f"s3://bench/{name}.jsonl", "\n".join(json.dumps({"text": text}) for text in part).encode())
-        found: dict[Packing, list[Found]] = {side: [] for side in SIDES}
+        found: dict[str, list[Found]] = {side: [] for side in sides}
         for seed in range(1, options.rounds + 1):
-            for side in SIDES if seed % 2 else SIDES[::-1]:
+            for side in sides if seed % 2 else sides[::-1]:
                 found[side].append(measure(side, seed, options, settings, folder))
     report(found, options)
 
