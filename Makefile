@@ -76,6 +76,10 @@ test-kubernetes: $(VENV)/.ready-test ## Tests on a cluster that they start: Linu
 test-chart: $(VENV)/.ready-test ## Tests of the chart; same needs as test-kubernetes
 	$(PYTEST) tests/chart tests/kubernetes/test_chart_life_cycle.py $(ARGS)
 
+.PHONY: test-flux
+test-flux: $(VENV)/.ready-test ## Run the GitOps tests with Flux (3 minutes), which is built once (5 minutes of CPU time)
+	FINETUNE_TEST_REQUIRE=kubernetes,flux $(PYTEST) tests/kubernetes/test_gitops.py -k flux $(ARGS)
+
 .PHONY: cluster-tools
 cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs (9 minutes, once)
 	@PYTHONPATH=tests/support $(BIN)/python -m testcluster.tools

@@ -24,6 +24,7 @@ from testcluster.access import Kubectl
 from testcluster.builds import Buildah, require_buildah
 from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
+from testcluster.flux import install_crds
 from testcluster.missing import MissingError
 from testcluster.pods import PodsCluster
 from testcluster.registry import running_registry
@@ -102,6 +103,19 @@ def health_tools(pytestconfig: pytest.Config, say: Say, tmp_path_factory: pytest
         return HealthTools(binaries.built(binaries.HEALTH, say) / "health", tmp_path_factory.mktemp("health"))
     except MissingError as error:
         unavailable(pytestconfig, "kubernetes", error)
+
+
+@pytest.fixture(scope="session")
+def flux_program(pytestconfig: pytest.Config, control_plane: ControlPlane | ExistingCluster, say: Say) -> Path:
+    """Flux's kustomize-controller, after installing its CRDs."""
+    if not isinstance(control_plane, ControlPlane):
+        pytest.skip("an existing cluster may have a Flux of its own")
+    try:
+        program = binaries.built(binaries.FLUX, say) / "kustomize-controller"
+        install_crds(control_plane)
+    except MissingError as error:
+        unavailable(pytestconfig, "flux", error)
+    return program
 
 
 @pytest.fixture(scope="session")

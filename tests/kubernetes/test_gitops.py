@@ -1,10 +1,12 @@
 """What GitOps tools see of a job: no difference after an apply, its health, and the effect of every commit."""
 
+import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ from finetune_api.validation import parse_job
 from finetune_operator.policy import steps
 from finetune_operator.policy.status import StatusNotes, blocked, rejected, status_after
 from gitops_health import CURRENT, FAILED, GITOPS, HEALTH_KEY, IN_PROGRESS, SUSPENDED, HealthTools, Verdicts
-from job_namespace import JobNamespace, run_scenario
+from job_namespace import JobNamespace, is_training, run_scenario, training_ends
+from operator_process import installation
 from process_support import ROOT
-from simulated_kubelet import succeed
+from required import is_required
+from simulated_kubelet import FOREVER, succeed
 from statuses import make_status
-from testcluster.access import Kubectl
+from testcluster.access import Kubectl, condition
+from testcluster.flux import Flux, message, reason, running_flux
 
 NOW = "2026-01-01T12:00:00Z"
 GUIDE = ROOT / "docs/gitops.md"
@@ -217,10 +222,20 @@ def replace(old: str, new: str) -> Callable[[Repository], object]:
     return lambda repository: repository.edit(old, new)
 
 
-def is_settled_at(generation: int) -> Callable[[Status], bool]:
-    return lambda status: status.phase.is_terminal and status.observed_generation == generation
+def is_settled_at(generation: int, *, before: Callable[[], None] = lambda: None) -> Callable[[Status], bool]:
+    """Whether a generation has its result; `before` is called whenever it has none yet."""
+
+    def holds(status: Status) -> bool:
+        if status.phase.is_terminal and status.observed_generation == generation:
+            return True
+        before()
+        return False
+
+    return holds
 
 
+NAME = "topic-classifier"
+OVERLAY = "overlays/production"
 ALL_STAGES = run_stages()
 DONE, BROKEN = Phase.SUCCEEDED, Phase.INVALID
 COMMITS = [
@@ -242,37 +257,139 @@ COMMITS = [
 """All commits but the last one, which removes the job."""
 
 
-def test_every_commit_of_a_repository_has_its_effect(
-    admin: Path, kubectl: Kubectl, health_tools: HealthTools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KUBECTL_APPLYSET", "true")
+@pytest.fixture
+def repository(kubectl: Kubectl, tmp_path: Path) -> Repository:
+    """A repository whose overlay applies to the test's namespace. Nothing is committed yet."""
     repository = Repository(tmp_path / "models")
     shutil.copytree(GITOPS, repository.folder)
-    overlay = repository.folder / "overlays/production/kustomization.yaml"
+    overlay = repository.folder / OVERLAY / "kustomization.yaml"
     overlay.write_text(overlay.read_text().replace("ml-production", kubectl.namespace))
     repository.git("init", "--quiet")
+    return repository
+
+
+@dataclass(frozen=True)
+class KubectlApply:
+    """A pipeline with `kubectl apply`. It reports nothing about the health of what it has applied."""
+
+    kubectl: Kubectl
+    repository: Repository
+
+    def apply(self, revision: str) -> None:
+        self.repository.git("checkout", "--quiet", "--detach", revision)
+        overlay = str(self.repository.folder / OVERLAY)
+        self.kubectl("apply", "--prune", "--applyset=configmaps/models", "-k", overlay)
+
+    def check_waits(self, revision: str) -> None:
+        """Check nothing."""
+
+    def check_result(self, revision: str, verdict: str) -> None:
+        """Check nothing."""
+
+
+@dataclass(frozen=True)
+class FluxApply:
+    """Flux with the objects of manifests/gitops/flux, whose Kustomization has `wait` and `healthCheckExprs`."""
+
+    flux: Flux
+    repository: Repository
+
+    def apply(self, revision: str) -> None:
+        self.flux.publish(self.repository.folder, revision)
+        self.flux.until_applied(revision)
+
+    def check_waits(self, revision: str) -> None:
+        found = self.flux.read()
+        assert (condition(found, "Ready"), condition(found, "Healthy")) == ("Unknown", "Unknown")
+        assert message(found, "Healthy").startswith(f"Running health checks for revision main@sha1:{revision} ")
+
+    def check_result(self, revision: str, verdict: str) -> None:
+        expected = {
+            "Current": ("True", "ReconciliationSucceeded", f"Applied revision: main@sha1:{revision}"),
+            "Failed": ("False", "HealthCheckFailed", f"failed early due to stalled resources: {self.listed('Failed')}"),
+        }
+        ready, why, end = expected[verdict]
+        found = self.flux.until_result(revision)
+        assert (condition(found, "Ready"), reason(found)) == (ready, why)
+        assert message(found).endswith(end)
+
+    def listed(self, status: str) -> str:
+        """The job in a message about objects that are not Current."""
+        return f"[FineTuneJob/{self.flux.namespace}/{NAME} status: '{status}']"
+
+
+@pytest.fixture
+def kubectl_apply(kubectl: Kubectl, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> KubectlApply:
+    monkeypatch.setenv("KUBECTL_APPLYSET", "true")
+    return KubectlApply(kubectl, repository)
+
+
+def flux_manifests() -> list[Any]:
+    """The GitRepository and the Kustomization of manifests/gitops/flux."""
+    return list(yaml.safe_load_all((GITOPS / "flux/production.yaml").read_text()))
+
+
+@pytest.fixture
+def flux_apply(flux_program: Path, kubectl: Kubectl, repository: Repository, tmp_path: Path) -> Iterator[FluxApply]:
+    with running_flux(kubectl, flux_program, tmp_path, flux_manifests()) as flux:
+        yield FluxApply(flux, repository)
+
+
+@pytest.fixture
+def tenant_apply(flux_program: Path, kubectl: Kubectl, repository: Repository, tmp_path: Path) -> Iterator[FluxApply]:
+    """Flux with the permissions of an account that may edit the namespace, and with kstatus instead of expressions."""
+    kubectl("create", "serviceaccount", "editor")
+    role = installation()["ClusterRole", "finetune-operator-edit"]
+    # Its rules only: the role itself would be added to the roles of all tests.
+    kubectl.apply(role | {"kind": "Role", "metadata": {"name": "jobs"}})
+    for name, reference in (("jobs", "--role=jobs"), ("others", "--clusterrole=edit")):
+        kubectl("create", "rolebinding", name, reference, f"--serviceaccount={kubectl.namespace}:editor")
+    source, kustomization = flux_manifests()
+    del kustomization["spec"]["healthCheckExprs"]
+    kustomization["spec"]["serviceAccountName"] = "editor"
+    with running_flux(kubectl, flux_program, tmp_path, [source, kustomization]) as flux:
+        yield FluxApply(flux, repository)
+
+
+needs_flux = pytest.mark.skipif(
+    not is_required("flux"), reason="building kustomize-controller takes minutes; `make test-flux` does"
+)
+
+
+@pytest.mark.parametrize(
+    "fixture",
+    [
+        pytest.param("kubectl_apply", id="kubectl"),
+        pytest.param("flux_apply", id="flux", marks=needs_flux),
+        pytest.param("tenant_apply", id="flux-tenant", marks=needs_flux),
+    ],
+)
+def test_every_commit_of_a_repository_has_its_effect(
+    admin: Path,
+    kubectl: Kubectl,
+    health_tools: HealthTools,
+    repository: Repository,
+    request: pytest.FixtureRequest,
+    fixture: str,
+) -> None:
+    tool: KubectlApply | FluxApply = request.getfixturevalue(fixture)
     hashes = []
     for commit in COMMITS:
         commit.change(repository)
         hashes.append(repository.commit(commit.message))
     assert len(set(hashes)) == len(COMMITS)
 
-    def apply(revision: str) -> None:
-        repository.git("checkout", "--quiet", "--detach", revision)
-        kubectl("apply", "--prune", "--applyset=configmaps/models", "-k", str(overlay.parent))
-
     async def scenario(world: JobNamespace) -> None:
-        name = "topic-classifier"
-        world.kubelet.scripts[name] = succeed
-        job = world.reconciled(name)
+        world.kubelet.scripts[NAME] = succeed
+        job = world.reconciled(NAME)
         known: set[str] = set()
         generations = []
         for commit, revision in zip(COMMITS, hashes, strict=True):
-            apply(revision)
-            generations.append((await world.read(name))["metadata"]["generation"])
-            status = await job.until(is_settled_at(generations[-1]))
+            tool.apply(revision)
+            generations.append((await world.read(NAME))["metadata"]["generation"])
+            status = await job.until(is_settled_at(generations[-1], before=partial(tool.check_waits, revision)))
             started = [entry for entry in status.run.attempts if entry.job_name not in known]
-            (reported,) = health_tools.report([await world.read(name)])
+            (reported,) = health_tools.report([await world.read(NAME)])
             assert (commit.message, status.run.number, tuple(entry.stage for entry in started), status.phase) == (
                 commit.message,
                 commit.run,
@@ -280,14 +397,112 @@ def test_every_commit_of_a_repository_has_its_effect(
                 commit.phase,
             )
             assert reported.verdicts == commit.verdicts
+            tool.check_result(revision, commit.verdicts.flux)
             known |= {entry.job_name for entry in started}
         assert set(await world.jobs()) == known, "no other attempt was started"
         assert generations == [1, 2, 2, 3, 4, 5, 6], "a comment does not change the object"
         assert (status.newest_run, [past.number for past in status.history]) == (3, [1, 3])
 
         repository.remove_job()
-        apply(repository.commit("Remove the job"))
+        removed = repository.commit("Remove the job")
+        tool.apply(removed)
+        tool.check_result(removed, "Current")
         assert kubectl.json("get", "finetunejobs")["items"] == []
         assert kubectl("get", "serviceaccount", "trainer", "-o", "name").strip() == "serviceaccount/trainer"
 
     run_scenario(admin, kubectl.namespace, scenario)
+
+
+@needs_flux
+def test_flux_applies_a_commit_while_a_job_trains(admin: Path, kubectl: Kubectl, flux_apply: FluxApply) -> None:
+    repository = flux_apply.repository
+    first = repository.commit("Fine-tune the topic classifier")
+    repository.edit("2e-4", "1e-4")
+    second = repository.commit("Lower the learning rate")
+
+    async def scenario(world: JobNamespace) -> None:
+        world.kubelet.scripts[NAME] = training_ends(FOREVER)
+        job = world.reconciled(NAME)
+        flux_apply.apply(first)
+        await job.until(is_training)
+        flux_apply.check_waits(first)
+        flux_apply.apply(second)
+        messages = [event["message"] for event in kubectl.json("get", "events")["items"]]
+        canceled = "Health checks canceled due to new reconciliation triggered by GitRepository/"
+        assert [one for one in messages if one.startswith(canceled)]
+        world.kubelet.scripts[NAME] = succeed
+        status = await job.until(is_settled_at(2))
+        assert (status.phase, status.run.number) == (Phase.SUCCEEDED, 2)
+        flux_apply.check_result(second, "Current")
+
+    run_scenario(admin, kubectl.namespace, scenario)
+
+
+@needs_flux
+def test_a_timeout_of_flux_does_not_stop_a_training(admin: Path, kubectl: Kubectl, flux_apply: FluxApply) -> None:
+    flux = flux_apply.flux
+    # The shortest timeout that Flux accepts.
+    kubectl("patch", flux.resource, "--type=merge", '--patch={"spec": {"timeout": "30s", "retryInterval": "1s"}}')
+    revision = flux_apply.repository.commit("Fine-tune the topic classifier")
+
+    async def scenario(world: JobNamespace) -> None:
+        world.kubelet.scripts[NAME] = training_ends(FOREVER)
+        job = world.reconciled(NAME)
+        flux_apply.apply(revision)
+        await job.until(is_training)
+        # In a thread, because the kubelet must report meanwhile.
+        found = await asyncio.to_thread(flux.until, lambda found: condition(found, "Ready") == "False", "a timeout")
+        assert reason(found) == "HealthCheckFailed"
+        assert message(found).endswith(f"timeout waiting for: {flux_apply.listed('InProgress')}")
+        world.kubelet.scripts[NAME] = succeed
+        status = await job.until(is_settled_at(1))
+        assert [entry.stage for entry in status.run.attempts] == list(ALL_STAGES), "no stage was repeated"
+        flux.until(lambda found: condition(found, "Ready") == "True", "the model after another attempt")
+
+    run_scenario(admin, kubectl.namespace, scenario)
+
+
+@needs_flux
+def test_flux_changes_nothing_without_a_commit_and_undoes_edits(
+    admin: Path, kubectl: Kubectl, flux_apply: FluxApply
+) -> None:
+    flux = flux_apply.flux
+    revision = flux_apply.repository.commit("Fine-tune the topic classifier")
+
+    async def scenario(world: JobNamespace) -> None:
+        world.kubelet.scripts[NAME] = succeed
+        job = world.reconciled(NAME)
+        flux_apply.apply(revision)
+        await job.until(is_settled_at(1))
+        flux_apply.check_result(revision, "Current")
+        before = await world.read(NAME)
+        request = flux.request_reconciliation()
+        flux.until(lambda found: found["status"].get("lastHandledReconcileAt") == request, "has reconciled again")
+        assert await world.read(NAME) == before
+
+        edit = {"spec": {"suspend": True, "training": {"learningRate": 0.5}}}
+        kubectl("patch", "finetunejob", NAME, "--type=merge", f"--patch={json.dumps(edit)}")
+        flux.request_reconciliation()
+        kubectl.until(f"finetunejob/{NAME}", lambda found: found["spec"] == before["spec"], within=60)
+        status = await job.until(is_settled_at(3))
+        assert (status.phase, status.run.number) == (Phase.SUCCEEDED, 1)
+        flux_apply.check_result(revision, "Current")
+
+    run_scenario(admin, kubectl.namespace, scenario)
+
+
+@needs_flux
+def test_flux_reports_the_reason_why_the_api_server_rejects_a_job(
+    admin: Path, kubectl: Kubectl, flux_apply: FluxApply
+) -> None:
+    repository = flux_apply.repository
+    valid = repository.commit("Fine-tune the topic classifier")
+    repository.edit("epochs: 5", "epochs: many")
+    forbidden = repository.commit("Train longer")
+    flux_apply.apply(valid)
+    before = kubectl.json("get", "finetunejob", NAME)
+    flux_apply.apply(forbidden)
+    found = flux_apply.flux.until_result(forbidden)
+    assert (condition(found, "Ready"), reason(found)) == ("False", "ReconciliationFailed")
+    assert "spec.training.epochs" in message(found)
+    assert kubectl.json("get", "finetunejob", NAME) == before, "the last valid one stays"

@@ -71,6 +71,10 @@ KUBERNETES = Programs(
 COREDNS = Programs("coredns", {"coredns": "./coredns"}, minutes=0.2)
 KWOK = Programs("kwok", {"kwok": "sigs.k8s.io/kwok/cmd/kwok"}, minutes=3, module=MODULE / "kwok")
 """A module of its own, because it needs an older version of the kubelet's packages."""
+FLUX = Programs(
+    "flux", {"kustomize-controller": "github.com/fluxcd/kustomize-controller"}, minutes=3, module=MODULE / "flux"
+)
+"""A module of its own, because it needs an older version of the Kubernetes libraries, and SDKs of several clouds."""
 HELM_VERSION = "v4.3.2"  # as in go.mod
 HELM = Programs(
     "helm",
