@@ -77,7 +77,7 @@ test-chart: $(VENV)/.ready-test ## Tests of the chart; same needs as test-kubern
 	$(PYTEST) tests/chart tests/kubernetes/test_chart_life_cycle.py $(ARGS)
 
 .PHONY: test-flux
-test-flux: $(VENV)/.ready-test ## Run the GitOps tests with Flux (3 minutes), which is built once (5 minutes of CPU time)
+test-flux: $(VENV)/.ready-test ## Run the GitOps tests with Flux (3 minutes)
 	FINETUNE_TEST_REQUIRE=kubernetes,flux $(PYTEST) tests/kubernetes/test_gitops.py -k flux $(ARGS)
 
 .PHONY: cluster-tools
@@ -120,7 +120,7 @@ bench-order: $(VENV)/.ready-test ## Benchmark grouping rows by length (75 minute
 
 .PHONY: bench-packing
 bench-packing: $(VENV)/.ready-test ## Benchmark packs and padded rows (5 minutes)
-	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/packing.py $(ARGS)
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/packing.py --trl $(ARGS)
 
 .PHONY: bench-chunked-loss
 bench-chunked-loss: $(VENV)/.ready-test ## Benchmark the chunked loss (10 minutes)
