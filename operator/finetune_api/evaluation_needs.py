@@ -36,6 +36,8 @@ class EvaluationNeeds:
     dtype: Dtype
     copies: int = 1
     """Models in memory at the same time, see `model_copies`."""
+    regression_tokens: int = 0
+    """Tokens of all regression sets."""
 
     @property
     def memory_bytes(self) -> int:
@@ -44,9 +46,9 @@ class EvaluationNeeds:
         return int(_SLACK * width * self.parameters * self.copies) + _PROCESS_BYTES
 
     def flop(self, spec: Spec) -> float:
-        """Floating-point operations of the forward passes: test split and sample answers of each candidate, the test
-        split of the promoted model, of the pruned base model and of the exports with quantized weights, and the
-        comparison of each export with the trained model."""
+        """Floating-point operations of the forward passes: test split, regression sets and sample answers of each
+        candidate, the test split of the promoted model, of the pruned base model and of the exports with quantized
+        weights, and the comparison of each export with the trained model."""
         candidates = 2 if spec.evaluation.baseline else 1
         is_pruned = spec.method.pruning is not None
         measured = candidates + (spec.evaluation.promote is not None) + (is_pruned and spec.evaluation.baseline)
@@ -54,7 +56,7 @@ class EvaluationNeeds:
         exports = len(formats) + (len(spec.output.gguf.types) - 1 if spec.output.gguf else 0)
         measured += exports - sum(not artifact.is_quantized for artifact in formats)
         generated = len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
-        tokens = measured * (self.test_tokens or 0) + candidates * generated
+        tokens = measured * (self.test_tokens or 0) + candidates * (generated + self.regression_tokens)
         tokens += _RELOAD_TOKENS * exports
         return float(_FORWARD_FLOP * self.parameters * tokens)
 

@@ -135,6 +135,8 @@ class Prepared(Exchanged):
     """Size of the weights of the quantized base model, including those that are not quantized."""
     test_tokens: int | None = None
     """Tokens of the test split. Absent: written by an older trainer."""
+    regression_tokens: int = 0
+    """Tokens of all sets of `spec.evaluation.regressionSets`."""
     memory_estimate_bytes: int = 0
     """Estimated memory of one training process."""
     micro_batch_limit: int | None = None

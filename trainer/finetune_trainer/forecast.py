@@ -93,6 +93,7 @@ def forecast_job(config: TrainerConfig, store: ObjectStore, *, scratch: Path, ca
         test_tokens=prepared.test_tokens,
         dtype=prepared.dtype,
         copies=model_copies(config.spec),
+        regression_tokens=prepared.regression_tokens,
     )
     checkpoint = STATE_BYTES * prepared.trained_parameters
     return Forecast(

@@ -310,6 +310,8 @@ class ResolvedStatus(StatusModel):
     """Those of them that `method.full.freeze` excludes from the training. Absent: none."""
     test_tokens: int | None = None
     """Tokens of the test split."""
+    regression_tokens: int | None = None
+    """Tokens of the regression sets with which the run was prepared. Absent: none."""
     model_revision: str = ""
     """Commit on the hub that the revision of the base model pointed to when the run was prepared."""
     requested_revision: str | None = None

@@ -457,6 +457,7 @@ def _resolved(prepared: Prepared) -> ResolvedStatus:
         parameters=prepared.parameters or None,
         frozen_parameters=prepared.frozen_parameters or None,
         test_tokens=prepared.test_tokens,
+        regression_tokens=prepared.regression_tokens or None,
         model_revision=prepared.model_revision,
         requested_revision=prepared.requested_revision,
     )

@@ -53,6 +53,7 @@ def evaluation_needs(resolved: ResolvedStatus | None, spec: Spec | None = None) 
         test_tokens=resolved.test_tokens,
         dtype=Dtype(resolved.dtype) if resolved.dtype else Dtype.FLOAT32,
         copies=1 if spec is None else model_copies(spec),
+        regression_tokens=resolved.regression_tokens or 0,
     )
 
 

@@ -87,6 +87,8 @@ def test_a_chat_model_is_compared_with_its_base_on_general_text(store, run, prep
     assert result.tuned_sets["general"][Metric.LOSS] > result.baseline_sets["general"][Metric.LOSS]
     assert result.tuned_sets["chats"][Metric.LOSS] < result.baseline_sets["chats"][Metric.LOSS]
     assert (forgotten.tuned.examples, learned.tuned.examples) == (12, 7)
+    # More than those with a loss: not the first token of a text, and only the answers of chats.
+    assert config.prepared.regression_tokens > forgotten.tuned.tokens + learned.tuned.tokens > 0
     test = forgotten.paired_test
     assert test.better + test.worse + test.same == 12
     assert learned.paired_test.better == 7

@@ -137,7 +137,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     dataset_uri = dataset_folder(config.output_uri, digest)
     info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
     _check_tokens(info, plan, tokenizer, spec.model.uri)
-    _prepare_regression_sets(spec, info, plan, tokenizer, store, runtime, report)
+    regression_tokens = _prepare_regression_sets(spec, info, plan, tokenizer, store, runtime, report)
     warnings = _model_warnings(config, plan, _labelled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
         report.warn(text)
@@ -165,6 +165,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         quantized_parameters=quantized.parameters,
         quantized_bytes=quantized.bytes,
         test_tokens=info.tokens.get("test", 0),
+        regression_tokens=regression_tokens,
         memory_estimate_bytes=choice.bytes,
         micro_batch_limit=choice.micro_batch_limit,
         micro_batch_memory=spec.workers.resources.limits.get("memory") if choice.micro_batch_limit else None,
@@ -611,12 +612,16 @@ def _prepare_regression_sets(
     store: ObjectStore,
     runtime: RuntimeEnv,
     report: ProgressReporter,
-) -> None:
-    """Make the sets before the training, so that the evaluate stage does not fail on their files."""
-    if spec.evaluation.regression_sets:
-        with report.phase("regression sets", "preparing the regression sets"):
-            for found in open_regression_sets(spec, info, tokenizer, store, runtime).values():
-                _check_tokens(found.rows.info, plan, tokenizer, spec.model.uri)
+) -> int:
+    """Make the sets before the training, so that the evaluate stage does not fail on their files. Returns the number of
+    their tokens."""
+    if not spec.evaluation.regression_sets:
+        return 0
+    with report.phase("regression sets", "preparing the regression sets"):
+        infos = [found.rows.info for found in open_regression_sets(spec, info, tokenizer, store, runtime).values()]
+    for one in infos:
+        _check_tokens(one, plan, tokenizer, spec.model.uri)
+    return sum(sum(one.tokens.values()) for one in infos)
 
 
 def open_regression_sets(
