@@ -119,7 +119,7 @@ bench-order: $(VENV)/.ready-test ## Benchmark grouping rows by length (75 minute
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/order_quality.py $(ARGS)
 
 .PHONY: bench-packing
-bench-packing: $(VENV)/.ready-test ## Benchmark packs and padded rows (5 minutes)
+bench-packing: $(VENV)/.ready-test ## Benchmark packs, padded rows, and TRL (7 minutes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/packing.py --trl $(ARGS)
 
 .PHONY: bench-chunked-loss
