@@ -34,6 +34,7 @@ from .v1alpha1 import (
     Toleration,
     TopologySpread,
     VolumeMount,
+    WandBMode,
 )
 from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
 from .v1alpha1.methods.lora import LoraInit, LoraVariant
@@ -71,6 +72,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _vocabulary,
         _no_credentials,
         _model_registry,
+        _wandb,
         _env,
         _pod_settings,
         _gpus,
@@ -310,6 +312,22 @@ def _no_credentials(spec: Spec) -> Iterator[Violation]:
                 "must not contain a user name or password, which would be stored in clear text; set the variables "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in spec.workers.env from a Secret",
             )
+
+
+def _wandb(spec: Spec) -> Iterator[Violation]:
+    wandb, path = spec.tracking.wandb, "spec.tracking.wandb.baseUrl"
+    if wandb is None:
+        return
+    if wandb.mode is WandBMode.ONLINE and wandb.base_url is None:
+        yield Violation(path, "must be set with mode: Online; write https://api.wandb.ai, or the URL of your server")
+    if wandb.mode is WandBMode.OFFLINE and wandb.base_url is not None:
+        yield Violation(path, "must be absent with mode: Offline, which sends nothing; remove it, or use mode: Online")
+    if has_credentials(wandb.base_url or ""):
+        yield Violation(
+            path,
+            "must not contain a user name or password, which would be stored in clear text; set the variable "
+            "WANDB_API_KEY in spec.workers.env from a Secret",
+        )
 
 
 def _model_registry(spec: Spec) -> Iterator[Violation]:

@@ -128,6 +128,11 @@ class RunLayout:
         return f"{self.uri}/tensorboard"
 
     @property
+    def wandb(self) -> str:
+        """Folder with the files of `spec.tracking.wandb` for `wandb sync`."""
+        return f"{self.uri}/wandb"
+
+    @property
     def reference(self) -> str:
         """Losses of the trained model on a few rows. Outside the exported folders, whose digests it must not change."""
         return f"{self.uri}/reference.json"

@@ -78,6 +78,8 @@ def _within(path: str, value: Any) -> Any:
 _AROUND: dict[str, Any] = {
     "evaluation.promote.mlflow.": {"evaluation": {"promote": {"mlflow": {"model": "x", "trackingUri": _SERVER}}}},
     "tracking.mlflow.": {"tracking": {"mlflow": {"trackingUri": _SERVER, "experiment": "x"}}},
+    "tracking.wandb.": {"tracking": {"wandb": {"project": "x"}}},
+    "tracking.wandb.baseUrl": {"tracking": {"wandb": {"project": "x", "mode": "Online"}}},
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},
     "data.test.stratify": {"data": {"test": {"fraction": 0.2}}},
     "data.validation.groupBy": {"data": {"validation": {"fraction": 0.2}, "test": {"fraction": 0.0}}},

@@ -71,6 +71,10 @@ def tracking(uri: str, *refused: str) -> PolicyCase:
     return PolicyCase({"tracking": {"mlflow": {"trackingUri": uri, "experiment": "topics"}}}, refused)
 
 
+def wandb(url: str) -> dict[str, Any]:
+    return {"tracking": {"wandb": {"project": "topics", "mode": "Online", "baseUrl": url}}}
+
+
 def endpoint(address: str, *refused: str) -> PolicyCase:
     return PolicyCase({"storage": {"endpoint": address}}, refused)
 
@@ -186,6 +190,9 @@ CASES: dict[str, PolicyCase] = {
     "the default endpoint as a tracking server": tracking(ENDPOINT, TRACKING_PATH),
     "another tracking server": tracking("https://mlflow.evil.example", TRACKING_PATH),
     "another port of a tracking server": tracking("https://s3.example.com:8443", TRACKING_PATH),
+    "a W&B server at an allowed endpoint": PolicyCase(wandb("https://s3.example.com")),
+    "another W&B server": PolicyCase(wandb("https://api.wandb.ai"), ("spec.tracking.wandb.baseUrl",)),
+    "files for W&B": PolicyCase({"tracking": {"wandb": {"project": "topics"}}}),
     "another server of a model registry": PolicyCase(
         {"evaluation": {"promote": {"mlflow": {"model": "topics", "trackingUri": "https://mlflow.evil.example"}}}},
         ("spec.evaluation.promote.mlflow.trackingUri",),

@@ -90,7 +90,11 @@ TRAINED: dict[str, dict[str, Any]] = {
         },
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged"], "keepRuns": 2},
         # Nothing listens on this port: a tracker that does not answer neither delays nor fails a stage.
-        "tracking": {"tensorBoard": {}, "mlflow": {"trackingUri": "http://127.0.0.1:9", "experiment": "values"}},
+        "tracking": {
+            "tensorBoard": {},
+            "mlflow": {"trackingUri": "http://127.0.0.1:9", "experiment": "values"},
+            "wandb": {"project": "values", "entity": "team", "mode": "Online", "baseUrl": "http://127.0.0.1:9"},
+        },
         "storage": {"endpoint": "{endpoint}", "region": "us-east-1", "pathStyle": True},
         "workers": {"nodes": 2, "resources": {"limits": {"memory": "64Gi"}}},
         "runNonce": "first",
@@ -168,6 +172,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "training": {**_SHORT, "chunkedLoss": True, "earlyStopping": {"metric": "Perplexity"}},
         "evaluation": {"everySteps": 2},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
+        "tracking": {"wandb": {"project": "values", "mode": "Offline"}},
         "workers": {"nodes": 2},
     },
     "instructions": {

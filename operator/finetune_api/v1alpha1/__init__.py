@@ -55,7 +55,7 @@ from .status import (
     Status,
 )
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
-from .tracking import MLflow, TensorBoard, Tracking
+from .tracking import MLflow, TensorBoard, Tracking, WandB, WandBMode
 from .training import (
     DeepSpeed,
     EarlyStopping,
@@ -183,6 +183,8 @@ __all__ = [
     "Vocabulary",
     "Volume",
     "VolumeMount",
+    "WandB",
+    "WandBMode",
     "Warmup",
     "Workers",
 ]

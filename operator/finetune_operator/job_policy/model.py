@@ -92,7 +92,7 @@ class JobPolicy(BaseModel):
     toleration_keys: tuple[TaintKey, ...] | None = None
     """Keys of the taints that the pods tolerate."""
     storage_endpoints: tuple[Origin, ...] | None = None
-    """Scheme, host and port of object storage and of MLflow servers. Also refuses variables such as HTTPS_PROXY."""
+    """Scheme, host and port of object storage and of trackers. Also refuses variables such as HTTPS_PROXY."""
     variables: tuple[Variable, ...] | None = None
     """Environment variables that jobs may set; `NCCL_*` is every name with that beginning."""
     denied_variables: tuple[Variable, ...] | None = None

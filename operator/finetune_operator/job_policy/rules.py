@@ -186,7 +186,10 @@ RULES: tuple[Rule, ...] = (
     Rule("storage_endpoints", ("spec.storage.endpoint",), AT_ORIGIN, "an address", default=lambda own: own.endpoint),
     Rule(
         "storage_endpoints",
-        ("spec.tracking.mlflow.trackingUri", "spec.evaluation.promote.mlflow.trackingUri"),
+        (
+            *("spec.tracking.mlflow.trackingUri", "spec.evaluation.promote.mlflow.trackingUri"),
+            "spec.tracking.wandb.baseUrl",
+        ),
         AT_ORIGIN,
         "an address",
     ),

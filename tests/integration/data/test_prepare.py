@@ -653,6 +653,7 @@ def test_unsupported_fields_of_the_inferred_task_are_rejected_before_training(pl
     [
         ("tensorBoard", {}, "tensorboard"),
         ("mlflow", {"trackingUri": "http://127.0.0.1:9", "experiment": "topics"}, "mlflow-skinny"),
+        ("wandb", {"project": "topics"}, "wandb"),
     ],
 )
 def test_a_tracker_that_the_image_lacks_is_refused_before_anything_is_read(

@@ -178,7 +178,8 @@ def packages():
 
 before = packages()
 __import__(sys.argv[2])
-print("heavy:", *sorted({"torch", "transformers", "peft", "sklearn", "deepspeed", "bitsandbytes", "mlflow"} & before))
+heavy = {"torch", "transformers", "peft", "sklearn", "deepspeed", "bitsandbytes", "mlflow", "wandb"}
+print("heavy:", *sorted(heavy & before))
 print("late:", *sorted(packages() - before))
 print("compiler:", "torch._inductor.compile_fx" in sys.modules)
 """

@@ -971,6 +971,26 @@ def test_a_tracking_uri_is_a_url_without_credentials(uri: str, expected: str) ->
     assert "secret@" not in found
 
 
+ONLINE = {"project": "topics", "mode": "Online"}
+
+
+@pytest.mark.parametrize(
+    ("wandb", "expected"),
+    [
+        (ONLINE, ".baseUrl must be set with mode: Online; write https://api.wandb.ai"),
+        ({"project": "t", "baseUrl": "https://x.example"}, ".baseUrl must be absent with mode: Offline"),
+        (ONLINE | {"baseUrl": "https://x.example/wandb"}, ".baseUrl must be a URL of a W&B server without a path"),
+        (ONLINE | {"baseUrl": "https://a:secret@x.example"}, ".baseUrl must not contain a user name or password"),
+        ({"project": "a/b"}, ".project must be a name of letters, digits"),
+        ({"project": "topics", "entity": "../x"}, ".entity must be a name of letters, digits"),
+    ],
+)
+def test_a_wandb_run_has_a_server_exactly_if_it_is_online(wandb: dict[str, Any], expected: str) -> None:
+    (found,) = complaints(job_with("spec.tracking.wandb", wandb))
+    assert found.startswith(f"spec.tracking.wandb{expected}")
+    assert "secret@" not in found
+
+
 @pytest.mark.parametrize(
     ("registry", "expected"),
     [

@@ -19,7 +19,7 @@ MAX_NESTING = 3
 KNOWN_HOSTS = (
     *("arxiv.org", "huggingface.co", "json-schema.org", "keepachangelog.com", "semver.org"),
     *("www.apache.org", "www.w3.org"),
-    *("storage.googleapis.com", "ACCOUNT.r2.cloudflarestorage.com"),
+    *("storage.googleapis.com", "ACCOUNT.r2.cloudflarestorage.com", "api.wandb.ai"),
 )
 
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.Match)

@@ -1,5 +1,6 @@
 """What the stages have to know about a tracker. Importable without the libraries of trackers, and without torch."""
 
+import hashlib
 import importlib.util
 import re
 from abc import ABC, abstractmethod
@@ -50,6 +51,11 @@ class TrackedRun:
     """Path in the spec, or name of a result of the prepare stage -> value. The same in all attempts."""
     tags: Mapping[str, str]
     """What identifies the run for people."""
+
+    @property
+    def key(self) -> str:
+        """What identifies the run in a tracker: a digest of `uri`, which may have quotes and other characters."""
+        return hashlib.sha256(self.uri.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,11 @@ class Tracker(ABC):
     """Whether the evaluation is reported too. It then also reports entries of the log that are missing."""
     end_seconds: ClassVar[float] = QUICK_SECONDS
     """How long the end of a training waits for the tracker."""
+
+    def end_seconds_with(self, block: Any) -> float:
+        """How long the end of a training waits with these settings. `block`: the block in the spec."""
+        del block
+        return self.end_seconds
 
     @property
     def is_installed(self) -> bool:

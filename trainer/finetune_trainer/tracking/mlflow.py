@@ -1,6 +1,5 @@
 """An MLflow server: one MLflow run for each run of a job, over all attempts and evaluations."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,11 +114,6 @@ class _MLflowRun(Session):
             self._client.set_terminated(self._id, status=_STATUS[outcome])
 
 
-def run_tag(uri: str) -> str:
-    """Return the value of `RUN_TAG` for the folder of a run: an address may have quotes, and a filter must not."""
-    return hashlib.sha256(uri.encode()).hexdigest()[:32]
-
-
 def _experiment_id(client: Any, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
@@ -137,8 +131,7 @@ def _experiment_id(client: Any, name: str) -> str:
 
 
 def _find_or_create(client: Any, experiment: str, run: TrackedRun) -> str:
-    tag = run_tag(run.uri)
-    found = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{tag}'", max_results=1)
+    found = client.search_runs([experiment], filter_string=f"tags.`{RUN_TAG}` = '{run.key}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
-    return str(client.create_run(experiment, run_name=run.name, tags={**run.tags, RUN_TAG: tag}).info.run_id)
+    return str(client.create_run(experiment, run_name=run.name, tags={**run.tags, RUN_TAG: run.key}).info.run_id)

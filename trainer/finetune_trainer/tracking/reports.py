@@ -114,7 +114,7 @@ def open_reports(
         scratch = runtime.scratch / "tracking" / tracker.name
         scratch.mkdir(parents=True, exist_ok=True)
         opened: Any = partial(tracker.open, block, run, store, scratch)
-        seconds = RESULT_SECONDS if for_results else tracker.end_seconds
+        seconds = RESULT_SECONDS if for_results else tracker.end_seconds_with(block)
         is_completed = tracker.has_results and not for_results
         session = BackgroundSession(tracker.name, opened, entries, end_seconds=seconds, is_completed_later=is_completed)
         sessions.append(session)
