@@ -148,6 +148,7 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
     "activation_checkpointing": "spec.training.gradientCheckpointing",
     "checkpoint": "spec.checkpoint",
     "elasticity": "spec.workers.nodes",
+    "wandb": "spec.tracking.wandb",  # DeepSpeed's own reports wait for the server
 }
 """Keys of the DeepSpeed configuration that the job sets -> the spec field that determines the value."""
 

@@ -627,6 +627,7 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "zero_optimization.offload_param must be absent, because the job sets it; remove it and use spec.",
         ),
         ("spec.deepspeed.config", {"optimizer": {}}, "spec.deepspeed.config.optimizer must be absent"),
+        ("spec.deepspeed.config", {"wandb": {"enabled": True}}, "remove it and use spec.tracking.wandb"),
         (
             "spec.deepspeed.config",
             {"zero_optimization": {"stage": 3}},
