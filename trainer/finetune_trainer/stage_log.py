@@ -36,6 +36,8 @@ class _Rule(Protocol):
     @property
     def dropped(self) -> int: ...
     @property
+    def reasons_text(self) -> str: ...
+    @property
     def added(self) -> int: ...
     @property
     def examples(self) -> Sequence[_Shown]: ...
@@ -84,7 +86,8 @@ def _prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> Iter
     for rule in info.rules:
         added = f", added {_counted(rule.added, 'copy', 'copies')}" if rule.added else ""
         changed, dropped = (_counted(number, "record") for number in (rule.changed, rule.dropped))
-        yield f"{rule.rule}: changed {changed}, dropped {dropped}{added}"
+        reasons = f" {rule.reasons_text}" if rule.reasons_text else ""
+        yield f"{rule.rule}: changed {changed}, dropped {dropped}{reasons}{added}"
         yield from (f"  {shown.place}: {shown.text}" if shown.text else f"  {shown.place}" for shown in rule.examples)
     yield from prepared.notes
     yield f"data set {'reused from' if prepared.reused else 'written to'} {prepared.dataset_uri}"

@@ -2,7 +2,7 @@
 
 from finetune_api.trainer_config import SplitCounts
 from finetune_api.v1alpha1 import DataFormat, Task
-from finetune_trainer.data.info import FORMAT_VERSION, DatasetInfo
+from finetune_trainer.data.info import FORMAT_VERSION, DatasetInfo, reasons_text
 from finetune_trainer.data.prepare import notes_of
 
 
@@ -36,3 +36,10 @@ def test_dropped_and_truncated_records_come_before_remarks_and_choices() -> None
         "remark 1",
         "remark 2",
     )
+
+
+def test_the_most_frequent_reasons_of_a_rule_are_shown() -> None:
+    reasons = {code: 1_009 - number for number, code in enumerate(("fr", "de", "es", "it", "pl", "nl", "da", "no"))}
+    assert reasons_text(reasons) == "(fr 1,009, de 1,008, es 1,007, it 1,006, pl 1,005, nl 1,004, 2 more)"
+    assert reasons_text({"fr": 3}) == "(fr 3)"
+    assert reasons_text({}) == ""

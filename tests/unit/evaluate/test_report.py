@@ -153,6 +153,17 @@ def test_each_cleaning_rule_is_shown_with_its_counts_and_examples(report_inputs)
     assert "Preparation" not in render_report(inputs)
 
 
+def test_each_reason_of_a_cleaning_rule_is_shown_with_its_count(report_inputs):
+    reasons = {EVIL: 1_200, "fewer than 50 words": 34}
+    rules = (RuleInfo(rule="quality", dropped=1_234, reasons=reasons), RuleInfo(rule="length", dropped=7))
+    inputs = report_inputs()
+    page = render_report(dataclasses.replace(inputs, data=dataclasses.replace(inputs.data, rules=rules)))
+    words = " ".join(re.sub("<[^>]*>", " ", page.partition("<h3>Preparation</h3>")[2]).split())
+    assert "quality 0 1,234 " in words
+    assert ": 1,200 fewer than 50 words: 34 length 0 7" in words
+    assert not {"script", "img"} & set(Page(page).tags)
+
+
 def test_records_of_each_source_are_shown_before_and_after_weights(report_inputs):
     weights = (
         WeightInfo(uri=f"s3://bucket/{EVIL}.jsonl", weight=2, before=1_000, after=2_000),

@@ -78,6 +78,12 @@ def test_prepare_logs_the_examples_of_each_rule(output: pytest.LogCaptureFixture
     assert output.messages[start + 1 : start + 3] == ["  a.jsonl line 3: 5 characters: short", "  a.jsonl line 4"]
 
 
+def test_prepare_logs_the_reasons_of_a_rule_that_has_several(output: pytest.LogCaptureFixture) -> None:
+    rule = RuleInfo(rule="languages", dropped=1_021, reasons={"fr": 1_000, "de": 21})
+    log_prepared(config(Stage.PREPARE), PREPARED, Data(rules=(rule,)))
+    assert "languages: changed 0 records, dropped 1,021 records (fr 1,000, de 21)" in output.messages
+
+
 def test_train_logs_its_length_and_its_result(output: pytest.LogCaptureFixture) -> None:
     log_train_started(config(Stage.TRAIN), Plan())
     log_trained(TrainResult(model_uri="s3://b/model", digest="d", final_step=6, best_step=4, stopped_early=True))

@@ -40,6 +40,7 @@ from .info import (
     SourceInfo,
     WeightInfo,
     read_dataset_info,
+    reasons_text,
 )
 from .labels import canonical_name, canonical_names, check_label_column, label_names, unknown_label
 from .pipeline import (
@@ -296,7 +297,7 @@ def _build(
         removed = _removed_text(rows.tallies)
     for step in steps.rules:
         tally = rows.tallies[step.name]
-        remarks += step.report(tally.counts)
+        remarks += step.report(tally.counts) + _reasons_remark(step.name, tally)
         rows.bad.dropped[step.name] += tally.dropped
     with report.phase("write", "writing shards"):
         written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
@@ -346,7 +347,12 @@ def _build(
 
 def _rule(name: str, tally: Tally) -> RuleInfo:
     return RuleInfo(
-        rule=name, changed=tally.changed, dropped=tally.dropped, added=tally.added, examples=tuple(tally.examples)
+        rule=name,
+        changed=tally.changed,
+        dropped=tally.dropped,
+        reasons=_by_count(tally.reasons),
+        added=tally.added,
+        examples=tuple(tally.examples),
     )
 
 
@@ -872,8 +878,22 @@ def _without_loss_text(bad: BadRecords, max_length: int) -> str:
 
 
 def _removed_text(tallies: Mapping[str, Tally]) -> str:
-    removed = {step: tally.dropped for step, tally in tallies.items() if tally.dropped}
-    return "".join(f"; the step {step!r} removed {count:,} records" for step, count in removed.items())
+    removed = {step: tally for step, tally in tallies.items() if tally.dropped}
+    return "".join(
+        f"; the step {step!r} removed {tally.dropped:,} records {reasons_text(_by_count(tally.reasons))}".rstrip()
+        for step, tally in removed.items()
+    )
+
+
+def _reasons_remark(rule: str, tally: Tally) -> tuple[str, ...]:
+    """How many records a rule with several reasons dropped for each."""
+    if not tally.reasons:
+        return ()
+    return (f"{rule} dropped {tally.dropped:,} records {reasons_text(_by_count(tally.reasons))}",)
+
+
+def _by_count(reasons: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _check_labels_left(labels: Sequence[str], sizes: NDArray[np.int64], removed: str) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """dataset.json: contents and sources of a prepared data set."""
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import date
 
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +17,8 @@ FORMAT_VERSION = 4
 """Increased when the same inputs would give different shards; part of the digest."""
 
 SPLITS = ("train", "validation", "test")
+_MOST_REASONS = 6
+"""Reasons of a rule that are shown in a line."""
 
 
 class _Block(BaseModel):
@@ -61,10 +65,24 @@ class RuleInfo(_Block):
     changed: int = 0
     """Records with other text than in their file."""
     dropped: int = 0
+    reasons: dict[str, int] = {}
+    """Reason -> number of records that were dropped for it, most frequent first. Empty: the rule has only one."""
     added: int = 0
     """Changed copies of records in the training split."""
     examples: tuple[ShownRecord, ...] = ()
     """The first such records."""
+
+    @property
+    def reasons_text(self) -> str:
+        """The reasons with their counts, in parentheses; empty if the rule has only one."""
+        return reasons_text(self.reasons)
+
+
+def reasons_text(reasons: Mapping[str, int]) -> str:
+    """The most frequent reasons with their counts, in parentheses, such as `(fr 20, es 11)`; empty without reasons."""
+    found = [f"{reason} {count:,}" for reason, count in Counter(reasons).most_common(_MOST_REASONS)]
+    more = [f"{len(reasons) - len(found)} more"] if len(reasons) > len(found) else []
+    return f"({', '.join(found + more)})" if found else ""
 
 
 class Masking(_Block):

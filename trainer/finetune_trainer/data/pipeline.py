@@ -61,6 +61,8 @@ class Tally:
     """Anything that the step reports."""
     dropped: int = 0
     """Rows that the step removes intentionally; dataset.json counts them under the step's name."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Reason -> how many of these rows it removes for it, if it has several."""
     changed: int = 0
     """Records whose text the step changes."""
     added: int = 0
@@ -75,10 +77,17 @@ class Tally:
         if len(self.examples) < MOST_EXAMPLES:
             self.examples.append(ShownRecord(place=str(place), text=text))
 
+    def drop(self, place: Place, reason: str, text: str) -> None:
+        """Count a row that the step removes for one of several reasons, and show it."""
+        self.dropped += 1
+        self.reasons[reason] += 1
+        self.show(place, text)
+
     def merge(self, later: "Tally") -> None:
         """Add the counts of the next block, without its bad records."""
         self.counts.update(later.counts)
         self.dropped += later.dropped
+        self.reasons.update(later.reasons)
         self.changed += later.changed
         self.added += later.added
         self.examples += later.examples[: MOST_EXAMPLES - len(self.examples)]
