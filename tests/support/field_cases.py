@@ -15,7 +15,7 @@ from method_cases import needed_with
 
 Manifest = dict[str, Any]
 
-_TEXTS = ("s3://bucket/x", "5m", "https://s3.example.com", "x-1", "X_1")
+_TEXTS = ("s3://bucket/x", "5m", "https://s3.example.com", "x-1", "X_1", "en")
 """Values for text fields; each accepts one of these."""
 _SELECTOR = {"name": "x", "key": "x"}
 _TOLERATION = {"key": "gpu", "effect": "NoExecute"}

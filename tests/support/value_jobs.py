@@ -136,7 +136,13 @@ TRAINED: dict[str, dict[str, Any]] = {
             "validation": {"fraction": 0.2, "stratify": False, "groupBy": "source"},
             "test": {"fraction": 0.2, "stratify": False, "groupBy": "source"},
             "format": "Text",
-            "cleaning": {"exactDuplicates": False, "unicode": False, "whitespace": False, "testOverlap": False},
+            "cleaning": {
+                "exactDuplicates": False,
+                "unicode": False,
+                "whitespace": False,
+                "testOverlap": False,
+                "languages": ["en"],
+            },
             "fewShot": {"examples": 30},
         },
         "training": {

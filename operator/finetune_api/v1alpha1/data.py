@@ -1,11 +1,12 @@
 """`spec.data`: the data that the model is trained and evaluated on."""
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
-from .base import ApiModel, DataUri, Duration
+from .base import ApiModel, DataUri, Duration, matching
 from .scope import Scope
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=128)]
@@ -49,6 +50,34 @@ class Redaction(StrEnum):
 
 MAY_BE_SEVERAL_WORDS = (Redaction.PHONE, Redaction.CREDIT_CARD, Redaction.IBAN)
 """Not for TokenClassification, whose words are redacted one by one."""
+
+
+_CODES = (
+    "ace|af|am|an|ar|ary|arz|as|az|ba|bcl|be|bg|bn|br|bs|ca|crh|cs|cy|da|de|dz|el|en|eo|es|et|eu|ext|fa|fi|fo|fr|"
+    "fuv|fy|ga|gcf|gcr|gd|gl|gom|grc|gu|gug|guw|ha|hbo|he|hi|hr|ht|hu|hy|id|ig|is|it|ja|jv|ka|kab|kik|kk|km|kn|ko|"
+    "ku|ky|la|lb|lg|lij|ln|lo|lt|ltg|lv|mg|mk|ml|mn|mr|ms|mt|my|ne|nl|nn|no|nso|oc|om|or|pa|pcm|pl|ps|pt|qu|ro|ru|"
+    "rw|sa|sdh|se|si|sk|sl|sn|so|sq|sr|st|sv|sw|ta|te|tg|th|tk|tl|tr|tt|ug|uk|ur|uz|uzs|vec|vi|vo|wa|wuu|xh|yo|"
+    "yue|zh|zu"
+)
+LANGUAGES = tuple(_CODES.split("|"))
+"""Codes of the languages that py3langid identifies: ISO 639-1, and 639-3 for languages without such a code."""
+
+
+def _language_fault(value: str) -> str:
+    code = re.split("[-_]", value.strip().lower())[0]
+    return f"write {code}" if code in LANGUAGES else f"the known codes are {', '.join(LANGUAGES)}"
+
+
+Language = Annotated[
+    str,
+    matching(
+        f"^({_CODES})$",
+        "the ISO 639 code of a known language, such as en or de",
+        max_length=16,
+        fault=_language_fault,
+    ),
+]
+"""Code of a language."""
 
 
 class Source(ApiModel, scope=Scope.DATA):
@@ -133,6 +162,11 @@ class Cleaning(ApiModel, scope=Scope.DATA):
 
     max_chars: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Leave out training records with more characters. Absent: no bound."""
+
+    languages: Annotated[tuple[Language, ...], Field(max_length=64)] = ()
+    """Leave out training records in languages other than these, such as `[en, de]`. A record whose language is not
+    certain, because it is short or has several languages, is kept. Similar languages such as `id` and `ms` may be
+    mistaken for each other: list both. Absent: all languages."""
 
     exact_duplicates: bool = False
     """Of training records with the same text, keep the first, and none whose text is in a held-out file. Texts are

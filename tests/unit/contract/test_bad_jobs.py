@@ -286,6 +286,15 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.data.cleaning.minChars must be at most maxChars, 4, not 5; lower it, or raise maxChars",
         ),
         ("spec.data.cleaning", {"minChars": 5, "maxChars": 5, "testOverlap": True}, None),
+        ("spec.data.cleaning", {"languages": ["en", "zh", "sdh"]}, None),
+        (
+            "spec.data.cleaning",
+            {"languages": ["en", "xx"]},
+            "spec.data.cleaning.languages[1] must be the ISO 639 code of a known language, such as en or de, not "
+            '"xx": the known codes are ace, af, am, an, ar,',
+        ),
+        ("spec.data.cleaning", {"languages": ["en_US"]}, 'such as en or de, not "en_US": write en'),
+        ("spec.data.cleaning", {"languages": ["DE"]}, 'such as en or de, not "DE": write de'),
         (
             "spec.data",
             {
