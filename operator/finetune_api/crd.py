@@ -198,11 +198,22 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             f"cleaning.redact must not have {', '.join(MAY_BE_SEVERAL_WORDS)} with the format "
             f"{DataFormat.TOKEN_CLASSIFICATION}",
         ),
+        (
+            f"!has(self.cleaning.quality) || !has(self.format) || self.format == '{DataFormat.TEXT}'",
+            f"cleaning.quality must be absent with a format other than {DataFormat.TEXT}; remove it",
+        ),
     ),
     "spec.data.cleaning": (
         (
             "!has(self.minChars) || !has(self.maxChars) || self.minChars <= self.maxChars",
             "minChars must be at most maxChars",
+        ),
+    ),
+    "spec.data.cleaning.quality": (
+        ("self.minWords <= self.maxWords", "minWords must be at most maxWords"),
+        (
+            "self.minMeanWordLength <= self.maxMeanWordLength",
+            "minMeanWordLength must be at most maxMeanWordLength",
         ),
     ),
     "spec.data.augmentation": (

@@ -36,7 +36,7 @@ from .v1alpha1 import (
     VolumeMount,
     WandBMode,
 )
-from .v1alpha1.data import MAY_BE_SEVERAL_WORDS
+from .v1alpha1.data import MAY_BE_SEVERAL_WORDS, UNSPACED_LANGUAGES
 from .v1alpha1.methods.lora import LoraInit, LoraVariant
 from .v1alpha1.pod import KEY_PATTERN, POD_BLOCKS
 from .v1alpha1.quantities import amount, seconds
@@ -631,6 +631,45 @@ def _cleaning(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             "spec.data.cleaning.minChars",
             f"must be at most maxChars, {cleaning.max_chars}, not {cleaning.min_chars}; lower it, or raise maxChars",
+        )
+    yield from _quality(spec)
+
+
+def _quality(spec: Spec) -> Iterator[Violation]:
+    cleaning, path = spec.data.cleaning, "spec.data.cleaning.quality"
+    quality = cleaning.quality
+    if quality is None:
+        return
+    if spec.data.format not in (None, DataFormat.TEXT):
+        yield Violation(
+            path,
+            f"must be absent with the format {spec.data.format}, because its limits are for whole documents; remove it",
+        )
+    for name, lowest, highest in (
+        ("Words", quality.min_words, quality.max_words),
+        ("MeanWordLength", quality.min_mean_word_length, quality.max_mean_word_length),
+    ):
+        if lowest > highest:
+            yield Violation(
+                f"{path}.min{name}",
+                f"must be at most max{name}, {highest}, not {lowest}; lower it, or raise max{name}",
+            )
+    if cleaning.max_chars is not None and cleaning.max_chars < 2 * quality.min_words - 1:
+        yield Violation(
+            f"{path}.minWords",
+            f"must fit into maxChars, {cleaning.max_chars}, but {quality.min_words} words with spaces have at least "
+            f"{2 * quality.min_words - 1} characters; lower it, or raise maxChars",
+        )
+    if unspaced := sorted({*cleaning.languages} & {*UNSPACED_LANGUAGES}):
+        yield Violation(
+            path,
+            f"must be absent with the language {unspaced[0]}, whose words are not separated by spaces; remove it, or "
+            f"remove {', '.join(unspaced)} from languages",
+        )
+    elif quality.min_stop_words and {*cleaning.languages} - {"en"}:
+        yield Violation(
+            f"{path}.minStopWords",
+            f"must be 0 with languages other than en, not {quality.min_stop_words}, because the stop words are English",
         )
 
 

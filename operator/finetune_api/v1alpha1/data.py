@@ -61,6 +61,8 @@ _CODES = (
 )
 LANGUAGES = tuple(_CODES.split("|"))
 """Codes of the languages that py3langid identifies: ISO 639-1, and 639-3 for languages without such a code."""
+UNSPACED_LANGUAGES = ("dz", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh")
+"""Languages that are written without spaces between words."""
 
 
 def _language_fault(value: str) -> str:
@@ -141,6 +143,64 @@ class Columns(ApiModel, scope=Scope.DATA):
     """List of the labels of a TokenClassification record, one for each word. Usual names: `tags`, `ner_tags`."""
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Quality(ApiModel, scope=Scope.DATA):
+    """Heuristics for English texts from the web, with the values of Gopher (Rae et al. 2021, arXiv 2112.11446, A.1).
+    Words are separated by white space, paragraphs by blank lines. Lines without text are not counted."""
+
+    min_words: Annotated[int, Field(ge=1, le=1_000_000_000)] = 50
+    """Fewest words of a text."""
+
+    max_words: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100_000
+    """Most words of a text."""
+
+    min_mean_word_length: Annotated[float, Field(ge=0.0, le=1000.0)] = 3.0
+    """Lowest mean length of the words, in characters with punctuation."""
+
+    max_mean_word_length: Annotated[float, Field(ge=1.0, le=1000.0)] = 10.0
+    """Highest mean length of the words, in characters with punctuation."""
+
+    max_symbols: Share = 0.1
+    """Highest number of `#` per word, and of ellipses (`...` or `…`) per word."""
+
+    max_bullet_lines: Share = 0.9
+    """Highest share of lines that begin with a bullet: `•`, `-` or `*`."""
+
+    max_ellipsis_lines: Share = 0.3
+    """Highest share of lines that end with an ellipsis."""
+
+    min_alphabetic_words: Share = 0.8
+    """Lowest share of words with a letter."""
+
+    min_stop_words: Annotated[int, Field(ge=0, le=8)] = 2
+    """How many of these English words a text must have: the, be, to, of, and, that, have, with. 0 for other
+    languages."""
+
+    max_duplicate_lines: Share = 0.3
+    """Highest share of lines that repeat an earlier one."""
+
+    max_duplicate_line_chars: Share = 0.2
+    """Highest share of characters in lines that repeat an earlier one."""
+
+    max_duplicate_paragraphs: Share = 0.3
+    """Highest share of paragraphs that repeat an earlier one."""
+
+    max_duplicate_paragraph_chars: Share = 0.2
+    """Highest share of characters in paragraphs that repeat an earlier one."""
+
+    max_top_ngrams: Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)] = (0.2, 0.18, 0.16)
+    """Highest share of the characters of all words in the most frequent sequence of 2, 3 and 4 words that occurs more
+    than once."""
+
+    max_duplicate_ngrams: Annotated[tuple[Share, ...], Field(min_length=6, max_length=6)] = (
+        0.15, 0.14, 0.13, 0.12, 0.11, 0.1,
+    )  # fmt: skip
+    """Highest share of the characters of all words in sequences of 5, 6, 7, 8, 9 and 10 words that repeat an earlier
+    one."""
+
+
 class Cleaning(ApiModel, scope=Scope.DATA):
     """Rules that repair the texts of all records, or leave records out of training on purpose."""
 
@@ -167,6 +227,10 @@ class Cleaning(ApiModel, scope=Scope.DATA):
     """Leave out training records in languages other than these, such as `[en, de]`. A record whose language is not
     certain, because it is short or has several languages, is kept. Similar languages such as `id` and `ms` may be
     mistaken for each other: list both. Absent: all languages."""
+
+    quality: Quality | None = None
+    """Leave out training records that do not look like text for people: too few or too long words, too many symbols or
+    bullets, too much repetition. `{}` uses the values of Gopher. Text only. Absent: not checked."""
 
     exact_duplicates: bool = False
     """Of training records with the same text, keep the first, and none whose text is in a held-out file. Texts are

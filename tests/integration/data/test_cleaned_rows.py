@@ -146,6 +146,71 @@ def test_a_rule_that_does_not_fit_the_detected_format_is_refused(place, models) 
     assert "spec.data.cleaning.redact must not have Phone with the format TokenClassification" in str(caught.value)
 
 
+FILTERED = {
+    "languages": ["en"],
+    "quality": {"minWords": 8, "maxDuplicateLines": 0.9, "maxDuplicateLineChars": 0.9},
+}
+SENTENCES = {
+    "en": "The library closes at {} in the evening, and nobody may stay inside after that.",
+    "de": "Die Bibliothek schließt um {} Uhr abends, und danach darf niemand mehr im Gebäude bleiben.",
+    "fr": "La bibliothèque ferme à {} heures du soir, et personne ne peut y rester après cette heure.",
+}
+
+
+def filtered_files(place: PrepareFixture) -> list[dict[str, str]]:
+    """Two files: sentences in three languages, hash tags, and texts too short for a language."""
+    rows = [{"text": sentence.format(number)} for number in range(60) for sentence in SENTENCES.values()]
+    rows += [{"text": " ".join(f"#the #and of Thursday {number}" for _ in range(4))} for number in range(25)]
+    rows += [{"text": "x of 1 the 2 y"} for _ in range(5)]
+    return [{"uri": place.put(f"f{number}.jsonl", jsonl(part))} for number, part in enumerate((rows[:100], rows[100:]))]
+
+
+def test_filters_count_reasons_and_give_the_same_rows_with_any_number_of_processes(place, models, monkeypatch) -> None:
+    data = {"train": filtered_files(place), "format": "Text", **NO_SPLITS, "cleaning": FILTERED}
+    found = set()
+    for workers in (0, 2):
+        with monkeypatch.context() as patch:
+            for name in ("BLOCK_BYTES", "_LARGEST_BLOCK"):
+                patch.setattr(build, name, 1000)
+            patch.setattr(build, "worker_count", lambda _, count=workers: count)
+            prepared = place.prepare(models["llama"], data)
+        assert not prepared.reused
+        uri = f"{prepared.dataset_uri}/{DATASET_FILE}"
+        found.add(place.store.get(uri))
+        place.store.delete(uri)
+    assert len(found) == 1
+    place.store.put(uri, found.pop())
+    info = read_dataset_info(place.store, prepared.dataset_uri)
+    assert {rule.rule: rule.reasons for rule in info.rules} == {
+        "languages": {"de": 60, "fr": 60},
+        "quality": {"more than 0.1 # per word": 25, "fewer than 8 words": 5},
+    }
+    assert prepared.counts.train == 60
+    assert info.remarks == (
+        "languages: records without a certain language: 30. They are kept: they are short, or not in one language",
+        "languages dropped 120 records (de 60, fr 60)",
+        "quality dropped 30 records (more than 0.1 # per word 25, fewer than 8 words 5)",
+    )
+    assert set(info.remarks) <= set(prepared.notes)
+
+
+def test_filters_that_leave_nothing_are_refused_with_the_reasons(place, models) -> None:
+    data = {"train": filtered_files(place), "format": "Text", **NO_SPLITS}
+    with pytest.raises(BadDataError) as caught:
+        place.prepare(models["llama"], data | {"cleaning": {"languages": ["it"], "quality": {"minStopWords": 0}}})
+    assert (
+        "the training split is empty; the step 'languages' removed 180 records (de 60, en 60, fr 60); "
+        "the step 'quality' removed 30 records (fewer than 50 words 30)"
+    ) in str(caught.value)
+
+
+def test_the_quality_rule_is_refused_for_a_detected_format_other_than_text(place, models) -> None:
+    uri = place.put("a.jsonl", jsonl(classified(60)))
+    with pytest.raises(BadConfigError) as caught:
+        place.prepare(models["bert"], {"train": [{"uri": uri}], "cleaning": {"quality": {}}})
+    assert "spec.data.cleaning.quality must be absent with the format Classification" in str(caught.value)
+
+
 def test_the_log_has_counts_and_examples(place, models, caplog) -> None:
     uri = place.put("a.jsonl", jsonl([*classified(60), {"text": "caf\u00c3\u00a9", "label": "good"}]))
     with caplog.at_level(logging.INFO, "finetune"):

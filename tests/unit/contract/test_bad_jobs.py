@@ -11,6 +11,7 @@ METHODS = ", ".join(Method.blocks())
 
 
 CLASSIFIED = {"train": [{"uri": "s3://bucket/train.jsonl"}], "format": "Classification"}
+TEXTS = {"train": [{"uri": "s3://bucket/train.jsonl"}], "format": "Text"}
 
 
 def job_with(path: str, value: Any) -> dict[str, Any]:
@@ -295,6 +296,46 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         ("spec.data.cleaning", {"languages": ["en_US"]}, 'such as en or de, not "en_US": write en'),
         ("spec.data.cleaning", {"languages": ["DE"]}, 'such as en or de, not "DE": write de'),
+        ("spec.data.cleaning", {"quality": {}}, None),
+        ("spec.data", {**TEXTS, "cleaning": {"quality": {"minWords": 5}, "maxChars": 9, "languages": ["en"]}}, None),
+        (
+            "spec.data",
+            {**CLASSIFIED, "cleaning": {"quality": {}}},
+            "spec.data.cleaning.quality must be absent with the format Classification, because its limits are for",
+        ),
+        (
+            "spec.data.cleaning",
+            {"quality": {"minWords": 60, "maxWords": 59}},
+            "spec.data.cleaning.quality.minWords must be at most maxWords, 59, not 60; lower it, or raise maxWords",
+        ),
+        (
+            "spec.data.cleaning",
+            {"quality": {"minMeanWordLength": 5, "maxMeanWordLength": 4.5}},
+            "spec.data.cleaning.quality.minMeanWordLength must be at most maxMeanWordLength, 4.5, not 5.0; lower it,",
+        ),
+        (
+            "spec.data.cleaning",
+            {"quality": {}, "maxChars": 98},
+            "spec.data.cleaning.quality.minWords must fit into maxChars, 98, but 50 words with spaces have at least 99 "
+            "characters; lower it, or raise maxChars",
+        ),
+        (
+            "spec.data.cleaning",
+            {"quality": {}, "languages": ["en", "de"]},
+            "spec.data.cleaning.quality.minStopWords must be 0 with languages other than en, not 2, because the stop",
+        ),
+        ("spec.data.cleaning", {"quality": {"minStopWords": 0}, "languages": ["en", "de"]}, None),
+        (
+            "spec.data.cleaning",
+            {"quality": {"minStopWords": 0}, "languages": ["zh", "en", "ja"]},
+            "spec.data.cleaning.quality must be absent with the language ja, whose words are not separated by spaces; "
+            "remove it, or remove ja, zh from languages",
+        ),
+        (
+            "spec.data.cleaning.quality",
+            {"maxTopNgrams": [0.2, 0.1]},
+            "spec.data.cleaning.quality.maxTopNgrams must have at least 3 entries, not 2",
+        ),
         (
             "spec.data",
             {
