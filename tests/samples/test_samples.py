@@ -167,7 +167,31 @@ def test_a_domain_is_learned_with_replay_of_general_text(tmp_path: Path, smollm2
     assert after["general"][Metric.PERPLEXITY] < 1.1 * before["general"][Metric.PERPLEXITY]
 
 
-OTHERS = [MASKED, "replay"]
+FILTERED = "filter"
+
+
+def test_a_domain_is_learned_from_texts_in_several_languages(tmp_path: Path, smollm2_folder: Path) -> None:
+    def upload(storage: LocalStorage) -> None:
+        storage.ensure_bucket("s3://demo/")
+        store = storage.connect()
+        store.upload_folder(smollm2_folder, "s3://demo/models/SmolLM2-135M-Instruct")
+        found = ["\n".join(part) for name in ("english", "italian", "german") for part in batched(texts(name)[:240], 6)]
+        random.Random(1).shuffle(found)
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in found)
+        store.put(f"{DATA}/crawl.jsonl", rows.encode())
+
+    job = run_sample(FILTERED, tmp_path, upload)
+    assert job.status.phase is Phase.SUCCEEDED
+    assert any("languages dropped" in warning and "it " in warning for warning in job.status.run.warnings)
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
+
+
+def batched(found: list[str], size: int) -> Iterator[list[str]]:
+    return (found[start : start + size] for start in range(0, len(found), size))
+
+
+OTHERS = [MASKED, "replay", FILTERED]
 
 
 def test_every_sample_is_tested_here() -> None:
