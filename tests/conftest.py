@@ -92,7 +92,7 @@ def mlflow_url(
 ) -> Iterator[str]:
     """URL of a real MLflow server, one for the session. Its environment is created once."""
     try:
-        python = mlflow_server.environment(say)
+        python = mlflow_server.interpreter(say)
     except MissingError as error:
         unavailable(pytestconfig, "mlflow", error)
     with mlflow_server.running(python, tmp_path_factory.mktemp("mlflow")) as url:
