@@ -17,7 +17,7 @@ from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
-from finetune_trainer.model.portable import base_name
+from finetune_trainer.model.portable import base_name, with_older_tokenizer_names
 from finetune_trainer.tasks import TASKS
 from train_configs import train_config
 
@@ -232,6 +232,32 @@ def test_tokenizer_and_generation_files_of_the_base_model_are_unchanged(tmp_path
     folder = write_whole(base, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (folder / name).read_bytes() == (base / name).read_bytes(), name
+
+
+def test_a_tokenizer_that_transformers_5_has_saved_is_exported_under_names_that_version_4_reads(tmp_path: Path) -> None:
+    base = tiny_models.save_tiny("llama", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|new|>"]})
+    tokenizer.chat_template = tiny_models.CHATML
+    tokenizer.save_pretrained(base)
+    saved = json.loads((base / "tokenizer_config.json").read_text())
+    assert (saved["tokenizer_class"], type(saved["extra_special_tokens"])) == ("TokenizersBackend", list)
+    folder = write_whole(base, tmp_path)
+    found = json.loads((folder / "tokenizer_config.json").read_text())
+    assert found["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert found["additional_special_tokens"] == saved["extra_special_tokens"]
+    assert "extra_special_tokens" not in found
+    before, after = (AutoTokenizer.from_pretrained(path) for path in (base, folder))
+    assert after.backend_tokenizer.to_str() == before.backend_tokenizer.to_str()
+    assert after.extra_special_tokens == before.extra_special_tokens
+    assert after.all_special_ids == before.all_special_ids
+
+
+def test_names_of_tokenizers_that_are_the_same_in_both_versions_are_kept() -> None:
+    named = {"tokenizer_class": "Qwen2Tokenizer", "extra_special_tokens": {"image_token": "<image>"}}
+    assert with_older_tokenizer_names(named) == named
+    both = {"extra_special_tokens": ["<a>"], "additional_special_tokens": ["<b>"]}
+    assert with_older_tokenizer_names(both) == {"additional_special_tokens": ["<b>"]}
 
 
 def test_a_classifier_whose_base_model_has_no_pad_token_gets_one(tmp_path: Path) -> None:

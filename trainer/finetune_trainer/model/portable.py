@@ -32,19 +32,57 @@ def base_name(uri: str) -> tuple[str, str | None]:
 
 
 def copy_tokenizer(base: Path, folder: Path, *, pad_token: str | None = None) -> None:
-    """Copy the base model's tokenizer files unchanged, except for the padding token.
+    """Copy the base model's tokenizer files unchanged, except for the padding token and names that version 4 lacks.
 
     `pad_token` is added if tokenizer_config.json has none: a decoder that classifies needs one for batches.
     """
     for name in tokenizer_files(base):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(base / name, folder / name)
+    _use_older_tokenizer_names(folder)
     if pad_token is None:
         return
     path = folder / _TOKENIZER_CONFIG
     settings = json.loads(path.read_text()) if path.exists() else {}
     if settings.get("pad_token") is None:
         path.write_text(json.dumps(settings | {"pad_token": pad_token}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _use_older_tokenizer_names(folder: Path) -> None:
+    """Change tokenizer_config.json to names that version 4 reads, if the installed version still reads the same."""
+    path = folder / _TOKENIZER_CONFIG
+    written = path.read_text() if path.exists() else "{}"
+    settings = json.loads(written)
+    older = with_older_tokenizer_names(settings)
+    if older == settings:
+        return
+    before = _read_tokenizer(folder)
+    path.write_text(json.dumps(older, indent=2, ensure_ascii=False) + "\n")
+    if _read_tokenizer(folder) != before:
+        path.write_text(written)
+
+
+def _read_tokenizer(folder: Path) -> tuple[Any, ...]:
+    """What the installed version reads from the tokenizer files, in comparable form."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    special = (tokenizer.special_tokens_map, tokenizer.extra_special_tokens)
+    return type(tokenizer), tokenizer.backend_tokenizer.to_str(), special, tokenizer.chat_template
+
+
+def with_older_tokenizer_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of tokenizer_config.json with the names of version 4, which version 5 also reads.
+
+    Version 5 saves tokenizers under names that version 4 fails to load.
+    """
+    result = dict(settings)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        result["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # A dict has the names of the tokens as keys and is the same in both versions.
+    if isinstance(settings.get("extra_special_tokens"), list):
+        result.setdefault("additional_special_tokens", result.pop("extra_special_tokens"))
+    return result
 
 
 def keep_generation_config(base: Path, folder: Path) -> None:
