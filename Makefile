@@ -150,6 +150,10 @@ bench-chart: $(VENV)/.ready-test ## Benchmark `helm install --wait` (4 minutes)
 gpu-check: $(VENV)/.ready-test ## Build the GPU check, and run it here on the CPU
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu_bundle.py $(ARGS)
 
+.PHONY: check-vllm
+check-vllm: $(VENV)/.ready-test ## Check that two versions of vLLM read exported folders, on the CPU (10 minutes, 14 GB on disk)
+	@PYTHONPATH=tests/support $(BIN)/python benchmarks/vllm_check.py $(ARGS)
+
 .PHONY: bench-checkpoints
 bench-checkpoints: $(VENV)/.ready-test ## Benchmark checkpoints (20 minutes)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
@@ -190,6 +194,9 @@ lock: $(VENV)/.ready-build ## Resolve requirements/*.txt to the newest versions
 	$(LOCK) pyproject.toml --extra operator -c requirements/test.txt -o requirements/operator.txt
 	$(LOCK) pyproject.toml --extra trainer --extra tracking -c requirements/test.txt -o requirements/trainer.txt
 	$(LOCK) requirements/mlflow.in -o requirements/mlflow.txt
+	for name in vllm vllm-oldest; do \
+		$(LOCK) requirements/$$name.in --override requirements/$$name.in -o requirements/$$name.txt; \
+	done
 
 # Environments. build: the build tools, installed by pip with hashes. They install all other packages, so that even packages
 # that must be built need no unverified downloads. local is a subset of test: both use one .venv.
