@@ -151,7 +151,7 @@ gpu-check: $(VENV)/.ready-test ## Build the GPU check, and run it here on the CP
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu_bundle.py $(ARGS)
 
 .PHONY: check-vllm
-check-vllm: $(VENV)/.ready-test ## Check that two versions of vLLM read exported folders, on the CPU (13 minutes, 14 GB on disk)
+check-vllm: $(VENV)/.ready-test ## Check that vLLM reads exports (13 minutes, 14 GB)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/vllm_check.py $(ARGS)
 
 .PHONY: bench-checkpoints

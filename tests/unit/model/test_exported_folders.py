@@ -9,7 +9,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    CanineTokenizer,
+)
 
 import tiny_models
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Lora, Task
@@ -17,7 +23,7 @@ from finetune_trainer.errors import BadConfigError
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
-from finetune_trainer.model.portable import base_name, with_older_tokenizer_names
+from finetune_trainer.model.portable import base_name, copy_tokenizer, with_older_tokenizer_names
 from finetune_trainer.tasks import TASKS
 from train_configs import train_config
 
@@ -251,6 +257,17 @@ def test_a_tokenizer_that_transformers_5_has_saved_is_exported_under_names_that_
     assert after.backend_tokenizer.to_str() == before.backend_tokenizer.to_str()
     assert after.extra_special_tokens == before.extra_special_tokens
     assert after.all_special_ids == before.all_special_ids
+
+
+def test_a_tokenizer_without_a_fast_backend_is_exported(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    CanineTokenizer(extra_special_tokens=["<|new|>"]).save_pretrained(base)
+    assert "extra_special_tokens" in json.loads((base / "tokenizer_config.json").read_text())
+    copy_tokenizer(base, tmp_path)
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (base, tmp_path))
+    assert not hasattr(before, "backend_tokenizer")
+    assert after.all_special_ids == before.all_special_ids
+    assert after("a <|new|> b")["input_ids"] == before("a <|new|> b")["input_ids"]
 
 
 def test_names_of_tokenizers_that_are_the_same_in_both_versions_are_kept() -> None:

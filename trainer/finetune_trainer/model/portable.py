@@ -67,8 +67,10 @@ def _read_tokenizer(folder: Path) -> tuple[Any, ...]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers in Python have none
+    rules = tokenizer.get_vocab() if backend is None else backend.to_str()
     special = (tokenizer.special_tokens_map, tokenizer.extra_special_tokens)
-    return type(tokenizer), tokenizer.backend_tokenizer.to_str(), special, tokenizer.chat_template
+    return type(tokenizer), rules, special, tokenizer.chat_template
 
 
 def with_older_tokenizer_names(settings: dict[str, Any]) -> dict[str, Any]:
