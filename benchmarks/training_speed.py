@@ -1,6 +1,6 @@
 """Benchmark the tokens per second of our train stage, compared with a plain transformers Trainer in the same run.
 
-Both sides use the same model, rows, global and micro batch, two processes with one thread each, ZeRO stage, DeepSpeed
+Both sides use the same model, rows, global and micro-batch, two processes with one thread each, ZeRO stage, DeepSpeed
 configuration and AdamW, without validation or checkpoints in the measured time. The second epoch is measured, so that
 both sides see every row once in any order; the first epoch is for warm-up. Tokens are counted by the attention mask,
 without padding. The additional work of our stage is included: progress reports, token counts over all ranks, a log line

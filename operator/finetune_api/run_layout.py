@@ -1,6 +1,6 @@
 """Addresses in object storage, which operator, trainer and command line derive in the same way. Pure.
 
-<output>/datasets/<digest>/       prepared data sets, shared by the runs of an output
+<output>/datasets/<digest>/       prepared datasets, shared by the runs of an output
 <output>/models/<digest>/         copies of base models, shared by the runs of an output
 <output>/runs/r0001-1f3a9c42/     one run, see `RunLayout`
 <output>/promoted.json            the promoted model, shared by the runs of an output, see `PromotionLayout`
@@ -26,7 +26,7 @@ PROMOTION_MARKER = "promotion.json"
 
 
 def dataset_folder(output_uri: str, digest: str) -> str:
-    """Folder of a prepared data set."""
+    """Folder of a prepared dataset."""
     return f"{output_uri.rstrip('/')}/datasets/{digest}"
 
 

@@ -75,7 +75,7 @@ class BatchPlan(Exchanged):
 
 
 class SplitCounts(Exchanged):
-    """Rows of each split of a prepared data set."""
+    """Rows of each split of a prepared dataset."""
 
     train: int
     validation: int = 0
@@ -100,7 +100,7 @@ class Prepared(Exchanged):
     """Result of the prepare stage, in its termination message and in the record of the run, which later stages read."""
 
     dataset_uri: str
-    """Folder of the prepared data set, which contains `dataset.json`."""
+    """Folder of the prepared dataset, which contains `dataset.json`."""
     dataset_digest: str
     model_digest: str
     """SHA-256 over the names and contents of the base model's files; names their copy under the output prefix. With
@@ -112,7 +112,7 @@ class Prepared(Exchanged):
     source_digest: str = ""
     """Digest of the listing of the source files before they were read. Empty: written by an older trainer."""
     reused: bool = False
-    """True: the prepared data set already existed."""
+    """True: the prepared dataset already existed."""
     format: DataFormat
     task: Task
     dtype: Dtype

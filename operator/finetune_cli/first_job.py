@@ -50,7 +50,7 @@ def job_text(look: "FirstLook", *, data: str, model: str) -> str:
         "  training:",
         "    epochs: 3    # compare the validation loss of the epochs in the report",
         f"    learningRate: {rate:g}    # usual for {_kind(look)}; try half and twice this value",
-        f"    globalBatchSize: {batch}    # examples per optimizer step; more for large data sets",
+        f"    globalBatchSize: {batch}    # examples per optimizer step; more for large datasets",
         "  output:",
         "    uri: s3://finetune/runs/" + name + "    # in a cluster, use your own bucket",
     ]

@@ -496,7 +496,7 @@ FINISHED_CHANGES = [
 def test_a_change_of_a_finished_job_has_the_effect_of_its_scope(
     admin: Path, namespace: str, spec: dict[str, Any], change: dict[str, Any], number: int, started: tuple[Stage, ...]
 ) -> None:
-    """A new run includes the prepare stage, which reuses the data set of the previous run if its rows are the same."""
+    """A new run includes the prepare stage, which reuses the dataset of the previous run if its rows are the same."""
 
     async def scenario(world: JobNamespace) -> None:
         job = await world.create("changed", **spec)

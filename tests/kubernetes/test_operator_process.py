@@ -85,7 +85,7 @@ def test_two_operators_have_the_same_effect_as_one(
 
 @pytest.mark.usefixtures("kubelet", "operator")
 def test_an_invalid_job_is_reported_and_not_started(kubectl: Kubectl) -> None:
-    """The schema cannot express this rule: a micro batch that does not divide the examples of a process."""
+    """The schema cannot express this rule: a micro-batch that does not divide the examples of a process."""
     job = make_job("wrong", namespace=kubectl.namespace, training={"globalBatchSize": 16, "microBatchSize": 5})
     kubectl.apply(job)
     found = kubectl.until("ftj/wrong", lambda job: condition(job, "Accepted") == "False", within=30)

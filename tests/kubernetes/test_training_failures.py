@@ -65,7 +65,7 @@ def test_a_dead_worker_is_reported_soon_and_permanently(setup: TrainingSetup) ->
 
 
 def test_a_worker_that_fails_by_itself_reports_what_is_missing(setup: TrainingSetup) -> None:
-    """The prepared data set is deleted before the workers read it."""
+    """The prepared dataset is deleted before the workers read it."""
     setup.kubectl.apply(setup.job("robbed"))
     setup.when("robbed", lambda job: attempts_at(job, "train"), "the data is prepared")
     for found in list(setup.store.list(f"s3://{setup.bucket}/robbed/datasets/")):

@@ -1,4 +1,4 @@
-"""How a DeepSpeed engine accumulates the gradients of many micro batches, as seen by its optimizer."""
+"""How a DeepSpeed engine accumulates the gradients of many micro-batches, as seen by its optimizer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,18 +27,18 @@ class Kind:
 
 
 def gradient(micro: int, rank: int) -> float:
-    """Gradient of every weight in one micro batch: large in the first one of rank 0, otherwise tiny."""
+    """Gradient of every weight in one micro-batch: large in the first one of rank 0, otherwise tiny."""
     return LARGE if micro == 0 and rank == 0 else TINY
 
 
 def expected_mean(size: int) -> float:
-    """The mean over all micro batches of all ranks."""
+    """The mean over all micro-batches of all ranks."""
     every = [gradient(micro, rank) for micro in range(MICRO_BATCHES) for rank in range(size)]
     return sum(every) / len(every)
 
 
 def mean_gradients(rank: int, size: int, kinds: list[Kind]) -> dict[str, list[float]]:
-    """Kind -> what one optimizer step over 64 micro batches subtracts from weights of 0 with a learning rate of 1."""
+    """Kind -> what one optimizer step over 64 micro-batches subtracts from weights of 0 with a learning rate of 1."""
     import deepspeed
     import torch
     from deepspeed.utils import safe_get_full_fp32_param

@@ -1,4 +1,4 @@
-"""Rows of small, seeded data sets for tests."""
+"""Rows of small, seeded datasets for tests."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Models and data sets of the Hugging Face Hub: resolves a repository to a commit and downloads single files.
+"""Models and datasets of the Hugging Face Hub: resolves a repository to a commit and downloads single files.
 
 HF_ENDPOINT and HF_TOKEN are read here for every call, because huggingface_hub reads them only when it is imported.
 """
@@ -101,7 +101,7 @@ class HubRepository:
 
 @dataclass(frozen=True)
 class DatasetAddress:
-    """Files of a data set repository: `hf://datasets/organization/name@revision/path`."""
+    """Files of a dataset repository: `hf://datasets/organization/name@revision/path`."""
 
     name: str
     revision: str
@@ -121,7 +121,7 @@ def resolve_model(uri: str) -> HubRepository:
     Raises ModelUnusableError if the repository or revision does not exist, AccessDeniedError, StorageUnreachableError.
     """
     if uri.startswith(_DATASETS):
-        raise ModelUnusableError(f"{uri} is a data set, not a model", advice="write hf://organization/name@revision")
+        raise ModelUnusableError(f"{uri} is a dataset, not a model", advice="write hf://organization/name@revision")
     name, _, revision = uri.removeprefix("hf://").partition("@")
     return _resolve(uri, Kind.MODEL, name, revision)
 
@@ -164,7 +164,7 @@ def dataset_addresses(uri: str) -> tuple[DatasetAddress, ...]:
     found = [address for address in found if address.path]
     if not found:
         raise BadDataError(
-            f"{uri} must name files of a data set", advice="write hf://datasets/organization/name@revision/path"
+            f"{uri} must name files of a dataset", advice="write hf://datasets/organization/name@revision/path"
         )
     return tuple(found)
 
@@ -221,7 +221,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 def _mapped(error: BaseException, uri: str, kind: Kind) -> TrainerError:
     status = next((code for code in map(_status, _chain(error)) if code is not None), None)
-    what = "model" if kind is Kind.MODEL else "data set"
+    what = "model" if kind is Kind.MODEL else "dataset"
     if status in (401, 403):
         return AccessDeniedError(
             f"{uri}: {endpoint()} denies access ({status})",

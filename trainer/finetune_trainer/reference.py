@@ -72,7 +72,7 @@ def choose_sample(prepared: Prepared, open_split: Callable[[str], Split]) -> Sam
         sample = Sample(split, data, tuple(row for row in spread if TASKS[prepared.task].has_target(data[row])))
         if sample.rows:
             break
-    assert sample is not None, "a prepared data set has training rows"
+    assert sample is not None, "a prepared dataset has training rows"
     return sample
 
 

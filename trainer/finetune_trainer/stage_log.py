@@ -90,14 +90,14 @@ def _prepared(config: TrainerConfig, prepared: Prepared, info: _DataSet) -> Iter
         yield f"{rule.rule}: changed {changed}, dropped {dropped}{reasons}{added}"
         yield from (f"  {shown.place}: {shown.text}" if shown.text else f"  {shown.place}" for shown in rule.examples)
     yield from prepared.notes
-    yield f"data set {'reused from' if prepared.reused else 'written to'} {prepared.dataset_uri}"
+    yield f"dataset {'reused from' if prepared.reused else 'written to'} {prepared.dataset_uri}"
 
 
 def log_train_started(config: TrainerConfig, plan: _Plan) -> None:
     """Log the length of the training and its batch sizes."""
     world, batch = config.world, config.batch
     log.info(
-        "attempt %d: %s in total, %d per epoch, on %s; global batch %d = %s x micro batch %d x %d accumulated",
+        "attempt %d: %s in total, %d per epoch, on %s; global batch %d = %s x micro-batch %d x %d accumulated",
         config.attempt,
         _counted(plan.total_steps, "step"),
         plan.steps_per_epoch,

@@ -189,7 +189,7 @@ def _model_fault(value: str) -> str:
         return fault
     name = value.removeprefix("hf://").partition("@")[0]
     if value.startswith("hf://datasets/"):
-        return "it is a data set, not a model"
+        return "it is a dataset, not a model"
     return f"'{name}' is not a model's name on the hub"
 
 
@@ -198,8 +198,8 @@ def _data_fault(value: str) -> str:
         return fault
     rest = value.removeprefix("hf://")
     if not rest.startswith("datasets/"):
-        return f"it is a model, not a data set; write hf://datasets/{rest}/path"
-    return "the path within the data set is missing"
+        return f"it is a model, not a dataset; write hf://datasets/{rest}/path"
+    return "the path within the dataset is missing"
 
 
 S3Uri = Annotated[

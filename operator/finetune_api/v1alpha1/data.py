@@ -87,7 +87,7 @@ class Source(ApiModel, scope=Scope.DATA):
 
     uri: DataUri
     """One file or a glob: JSON Lines (`.jsonl`, `.jsonl.gz`), CSV, Parquet or plain text (`.txt`). In object storage
-    `s3://bucket/key`, in a data set on the hub `hf://datasets/organization/name[@revision]/path`."""
+    `s3://bucket/key`, in a dataset on the hub `hf://datasets/organization/name[@revision]/path`."""
 
 
 class TrainingSource(Source, scope=Scope.DATA):
@@ -307,7 +307,7 @@ class Data(ApiModel, scope=Scope.DATA):
 
     packing: Annotated[Packing | None, Scope.RUN] = None
     """How examples of different length share a batch. Padded: in random order, each padded to the longest one of its
-    micro batch. LengthGrouped: a batch has groups of similar length, which are padded separately. Packed: several
+    micro-batch. LengthGrouped: a batch has groups of similar length, which are padded separately. Packed: several
     examples share a row of at most `maxLength` tokens and do not attend to each other; `training.globalBatchSize` and
     `microBatchSize` count these rows. Only for CausalLM. Absent: LengthGrouped if it saves padding for the lengths of
     the data, else Padded."""
@@ -328,5 +328,5 @@ class Data(ApiModel, scope=Scope.DATA):
 
     poll: Annotated[Duration | None, Scope.NOW] = None
     """Check at this interval, at least 1m, whether the files of `train`, `validation` and `test` have changed, and
-    start a new run if they have. A small pod lists them and compares names, sizes and ETags, or the commit of a data
-    set of the hub. Only in a cluster, and only after a run has ended. Absent: never."""
+    start a new run if they have. A small pod lists them and compares names, sizes and ETags, or the commit of a
+    dataset of the hub. Only in a cluster, and only after a run has ended. Absent: never."""

@@ -130,7 +130,7 @@ class Output(ApiModel, scope=Scope.RUN):
     """Where the output of the job is stored."""
 
     uri: S3Uri
-    """Prefix for data sets, checkpoints, models and reports."""
+    """Prefix for datasets, checkpoints, models and reports."""
 
     formats: Annotated[tuple[ArtifactFormat, ...], Field(min_length=1, max_length=4), Scope.EVALUATION] = (
         ArtifactFormat.MERGED,

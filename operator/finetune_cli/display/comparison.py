@@ -45,7 +45,7 @@ def _lines(comparison: "RunComparison", titles: dict[str, str]) -> Iterator[str]
 def _rows(comparison: "RunComparison") -> list[Row]:
     rows: list[Row] = [
         ("task", lambda run: run.task or "-"),
-        ("data set", lambda run: run.dataset_digest[:12] or "-"),
+        ("dataset", lambda run: run.dataset_digest[:12] or "-"),
         *((f"{split} rows", _rows_of(split)) for split in ("train", "validation", "test")),
         ("base model", lambda run: run.model_digest[:12] or "-"),
         ("trained", lambda run: "-" if run.trained_parameters is None else _size(run.trained_parameters)),

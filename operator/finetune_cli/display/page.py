@@ -218,8 +218,8 @@ def _past_run_row(past: PastRun) -> tuple[str, ...]:
 
 
 def _resolved_text(resolved: ResolvedStatus) -> str:
-    """Return `SequenceClassification, Text data, Float32, ZeRO 2, micro batch 8 x 2 accumulated, packing Padded`."""
-    batch = "" if resolved.micro_batch_size is None else f"micro batch {resolved.micro_batch_size}"
+    """Return `SequenceClassification, Text data, Float32, ZeRO 2, micro-batch 8 x 2 accumulated, packing Padded`."""
+    batch = "" if resolved.micro_batch_size is None else f"micro-batch {resolved.micro_batch_size}"
     if batch and resolved.gradient_accumulation_steps:
         batch += f" x {resolved.gradient_accumulation_steps} accumulated"
     words = [

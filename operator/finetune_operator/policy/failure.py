@@ -138,7 +138,7 @@ def _refusal_advice(stage: Stage, pod: ObservedPod) -> str:
     field = resources_field(stage)
     return (
         f"Request what the job uses: memory or ephemeral-storage in the requests and limits of {field}, "
-        "or spec.workers.sharedMemory. This includes data sets, models and checkpoints on the node, unless "
+        "or spec.workers.sharedMemory. This includes datasets, models and checkpoints on the node, unless "
         "spec.workers.cache is set."
     )
 

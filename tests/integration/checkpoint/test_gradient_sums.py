@@ -1,4 +1,4 @@
-"""Gradients of 16-bit weights are summed in 32 bit, over micro batches and over ranks."""
+"""Gradients of 16-bit weights are summed in 32 bit, over micro-batches and over ranks."""
 
 from typing import Any
 

@@ -36,7 +36,7 @@ def test_each_incompatible_checkpoint_is_skipped_with_its_name_and_the_differenc
     assert warnings == [
         f"checkpoint {name} cannot be used: {prefix}/{name}.json was {reported}"
         for name, reported in (
-            ("00000013-a0001", "trained on another data set (digest c3c3c3c3c3c3, this run's is b2b2b2b2b2b2)"),
+            ("00000013-a0001", "trained on another dataset (digest c3c3c3c3c3c3, this run's is b2b2b2b2b2b2)"),
             ("00000012-a0001", "trained from another base model (digest c3c3c3c3c3c3, this run's is a1a1a1a1a1a1)"),
             ("00000011-a0001", "saved by another job, default/other (uid 2); this one is default/mine (uid 1)"),
         )

@@ -160,7 +160,7 @@ def test_what_is_missing_is_named(store: ObjectStore, output: str, compare) -> N
         "A has no evaluation yet.",
         "A has no training log yet, so it has no curves.",
         "B has no test split, so it has no metrics.",
-        "The runs have different data sets, so their metrics are not those of the same test examples.",
+        "The runs have different datasets, so their metrics are not those of the same test examples.",
         "The spec of C was written by another version and is not compared.",
         "The cost of C is unknown",
     ):

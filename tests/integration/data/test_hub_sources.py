@@ -1,4 +1,4 @@
-"""Files of data set repositories on the hub as sources of records."""
+"""Files of dataset repositories on the hub as sources of records."""
 
 import re
 import threading
@@ -76,9 +76,9 @@ def test_a_file_is_recorded_with_its_commit_and_keeps_its_name(hub: FakeHub, tmp
     ("address", "error", "message"),
     [
         ("tiny/reviews/data/*.csv", BadDataError, r"matches no file"),
-        ("tiny/other/x.csv", BadDataError, r"has no such data set or revision \(404\)"),
-        ("tiny/reviews@v9/data/train-0.jsonl", BadDataError, r"has no such data set or revision \(404\)"),
-        ("tiny", BadDataError, r"must name files of a data set"),
+        ("tiny/other/x.csv", BadDataError, r"has no such dataset or revision \(404\)"),
+        ("tiny/reviews@v9/data/train-0.jsonl", BadDataError, r"has no such dataset or revision \(404\)"),
+        ("tiny", BadDataError, r"must name files of a dataset"),
     ],
 )
 def test_a_missing_repository_or_file_is_bad_data(

@@ -64,7 +64,7 @@ def test_a_classification_job_gets_stratified_splits_and_all_settings_chosen(pla
     assert "read 1 file: 60 records" in output
     assert f"train split: 48 rows, {tokens:,} tokens" in output
     assert set(prepared.notes) <= set(output)
-    assert output[-1] == f"data set written to {prepared.dataset_uri}"
+    assert output[-1] == f"dataset written to {prepared.dataset_uri}"
     assert {"check", "model", "fetch", "read", "split", "tokenise"} <= set(place.report.progress.phase_seconds)
 
     info = read_dataset_info(place.store, prepared.dataset_uri)

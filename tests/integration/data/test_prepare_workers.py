@@ -1,4 +1,4 @@
-"""Preparation in worker processes: the same data set for any number of them, and failures of workers are reported."""
+"""Preparation in worker processes: the same dataset for any number of them, and failures of workers are reported."""
 
 import gzip
 import multiprocessing

@@ -209,6 +209,6 @@ def test_cleaning_changes_the_texts_of_a_set_and_leaves_none_out(store, prepared
 
 
 def data_sets(store, config) -> list[dict[str, Any]]:
-    """dataset.json of every data set of the output."""
+    """dataset.json of every dataset of the output."""
     found = store.list(f"{config.output_uri}/datasets/")
     return [store.get_json(info.uri) for info in found if info.uri.endswith(DATASET_FILE)]

@@ -100,7 +100,7 @@ def test_a_script_can_stop_a_run_resume_it_and_read_its_result(
     for output in (
         "prepare a1 rank 0  INFO read 1 file: 80 records",
         "prepare a1 rank 0  INFO train split: 64 rows, ",
-        "prepare a1 rank 0  INFO data set written to s3://",
+        "prepare a1 rank 0  INFO dataset written to s3://",
         "train a1 rank 0  INFO no checkpoint to resume from",
         "train a1 rank 0  INFO checkpoint of step 20 committed in ",
         f"train a2 rank 0  INFO resuming from step {stopped_at} of 240",

@@ -85,12 +85,12 @@ def test_another_format_is_reported(content: bytes, reported: str) -> None:
         ),
         (
             {"dataset_digest": OTHER},
-            "was trained on another data set (digest c3c3c3c3c3c3, this run's is b2b2b2b2b2b2)",
+            "was trained on another dataset (digest c3c3c3c3c3c3, this run's is b2b2b2b2b2b2)",
         ),
         (
             {"dataset_digest": "", "model_digest": OTHER},
-            "was trained from another base model (digest c3c3c3c3c3c3, this run's is a1a1a1a1a1a1) and on another data "
-            "set (digest unknown, this run's is b2b2b2b2b2b2)",
+            "was trained from another base model (digest c3c3c3c3c3c3, this run's is a1a1a1a1a1a1) and on another "
+            "dataset (digest unknown, this run's is b2b2b2b2b2b2)",
         ),
     ],
 )

@@ -912,7 +912,7 @@ def test_a_block_that_is_nested_too_deeply_is_reported(path: str, levels: int) -
 @pytest.mark.parametrize(
     ("path", "value", "fault"),
     [
-        ("spec.model.uri", "hf://datasets/a/b", "it is a data set, not a model"),
+        ("spec.model.uri", "hf://datasets/a/b", "it is a dataset, not a model"),
         ("spec.model.uri", "hf://a/b/c", "'a/b/c' is not a model's name on the hub"),
         ("spec.model.uri", "https://huggingface.co/openai-community/gpt2", "write hf://openai-community/gpt2"),
         ("spec.model.uri", "file://models/x", "the path must be absolute, as in file:///models/x"),
@@ -923,7 +923,7 @@ def test_a_block_that_is_nested_too_deeply_is_reported(path: str, levels: int) -
         ("spec.data.train", [{"uri": "s3://bucket/a.jsonl "}], "it begins or ends with a space"),
         ("spec.data.train", [{"uri": "s3://bucket/a\nb"}], "it has the control character U+000A"),
         ("spec.data.train", [{"uri": "hf://stanfordnlp/imdb"}], "write hf://datasets/stanfordnlp/imdb/path"),
-        ("spec.data.train", [{"uri": "hf://datasets/imdb"}], "the path within the data set is missing"),
+        ("spec.data.train", [{"uri": "hf://datasets/imdb"}], "the path within the dataset is missing"),
         ("spec.data.train", [{"uri": "https://huggingface.co/datasets/a/b/tree/main"}], "write hf://datasets/a/b"),
         ("spec.data.train", [{"uri": "gs://bucket/a.jsonl"}], "gs:// is not supported here"),
     ],

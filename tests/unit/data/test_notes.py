@@ -1,4 +1,4 @@
-"""Notes about a prepared data set in status, log and report."""
+"""Notes about a prepared dataset in status, log and report."""
 
 from finetune_api.trainer_config import SplitCounts
 from finetune_api.v1alpha1 import DataFormat, Task

@@ -1,4 +1,4 @@
-"""Steps of preparation: what the digest of a data set depends on, and optional steps in separate files."""
+"""Steps of preparation: what the digest of a dataset depends on, and optional steps in separate files."""
 
 import importlib
 import sys

@@ -83,7 +83,7 @@ def test_both_models_are_asked_for_the_same_text(base, tokenizer, converter):
     first, prompted, begins = (base.decode([t for t in pieces[i]["labels"].tolist() if t >= 0]) for i in range(3))
     assert (first, begins) == (TEXT[1:], " of the fox")
     assert prompted == tokenizer.decode([t for t in made[1]["labels"].tolist() if t >= 0])
-    assert made[0]["labels"][0] != IGNORED  # rows of the data set are not changed
+    assert made[0]["labels"][0] != IGNORED  # rows of the dataset are not changed
 
 
 @pytest.mark.parametrize("positions", [6, 16, 33])

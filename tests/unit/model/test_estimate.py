@@ -239,7 +239,7 @@ def test_the_largest_micro_batch_that_fits_is_used_if_no_stage_fits(fitting, req
     assert choice.micro_batch_limit == fitting
     assert needed[choice.stage] == choice.bytes == limit
     assert f"micro-batch {fitting} instead of 12" in choice.reason
-    with pytest.raises(BadConfigError, match="micro batch 12, "):
+    with pytest.raises(BadConfigError, match="micro-batch 12, "):
         choose_zero_stage(whole, requested=requested, limit=limit)
     assert choose_zero_stage(whole, requested=requested, limit=None, may_reduce=True).micro_batch_limit is None
 

@@ -50,7 +50,7 @@ FEWER = [
     pytest.param(make_spec(), starting(0), FIVE_MINUTES, None, id="none runs"),
     pytest.param(make_spec(fewest=2), starting(1), FIVE_MINUTES, None, id="too few"),
     pytest.param(make_spec(fewest=None), starting(2), FIVE_MINUTES, None, id="not requested"),
-    pytest.param(make_spec(micro=8), starting(3), FIVE_MINUTES, 2, id="whole micro batches"),
+    pytest.param(make_spec(micro=8), starting(3), FIVE_MINUTES, 2, id="whole micro-batches"),
     pytest.param(make_spec(8, 2), starting(3), FIVE_MINUTES, 2, id="an attempt that is smaller already"),
     pytest.param(make_spec(), starting(1, 2, Stage.EVALUATE), FIVE_MINUTES, None, id="another stage"),
     pytest.param(make_spec(), starting(2, deleting=True), FIVE_MINUTES, None, id="being stopped"),

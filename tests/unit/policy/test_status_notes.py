@@ -96,7 +96,7 @@ def test_nothing_is_reported_for_a_save_that_was_never_measured() -> None:
         ({"training": {"microBatchSize": 2}}, True),
         ({"deepspeed": {"zeroStage": 3}}, True),
     ],
-    ids=["nothing", "workers", "checkpoint", "restart", "suspend", "a new run", "micro batch", "ZeRO stage"],
+    ids=["nothing", "workers", "checkpoint", "restart", "suspend", "a new run", "micro-batch", "ZeRO stage"],
 )
 def test_a_change_that_waits_for_the_next_attempt_is_reported(change: dict[str, Any], waits: bool) -> None:
     before = {"workers": {"nodes": 2}}

@@ -64,7 +64,7 @@ def test_prepare_logs_model_files_rows_tokens_and_dropped_records(output: pytest
         "test split: 1 row, 7 tokens",
         "2 labels",
         "dropped 2 records: empty text 2",
-        "data set written to s3://bucket/out/datasets/d",
+        "dataset written to s3://bucket/out/datasets/d",
     ]
 
 
@@ -88,7 +88,7 @@ def test_train_logs_its_length_and_its_result(output: pytest.LogCaptureFixture) 
     log_train_started(config(Stage.TRAIN), Plan())
     log_trained(TrainResult(model_uri="s3://b/model", digest="d", final_step=6, best_step=4, stopped_early=True))
     assert output.messages == [
-        "attempt 1: 9 steps in total, 3 per epoch, on 2 processes; global batch 16 = 2 x micro batch 8 x 1 accumulated",
+        "attempt 1: 9 steps in total, 3 per epoch, on 2 processes; global batch 16 = 2 x micro-batch 8 x 1 accumulated",
         "training stopped early at step 6, the best state is that of step 4",
         "model exported to s3://b/model",
     ]

@@ -12,7 +12,7 @@ from finetune_trainer.train.rows import PADDING_ROW, GlobalBatches, PackedBatche
 
 GLOBAL = 8
 WORLDS = [(1, 8, 1), (1, 2, 4), (2, 4, 1), (2, 2, 2), (2, 1, 4), (4, 2, 1), (4, 1, 2)]
-"""(ranks, micro batch, accumulation), all of the same global batch."""
+"""(ranks, micro-batch, accumulation), all of the same global batch."""
 ALONE = BatchPlan(global_size=GLOBAL, micro_size=GLOBAL, accumulation=1)
 
 
@@ -29,7 +29,7 @@ def global_batches(rows: int, world: int, micro: int, *, grouped: bool, first: i
     batches = make_batches(rows, micro, accumulation, grouped=grouped)
     ranks = [batches.micro_batches(2, rank=rank, first=first) for rank in range(world)]
     assert {len(batch) for batch in chain(*ranks)} == {micro}
-    assert len({len(mine) for mine in ranks}) == 1, "a rank without a micro batch would block the others forever"
+    assert len({len(mine) for mine in ranks}) == 1, "a rank without a micro-batch would block the others forever"
     rounds = [list(chain(*micro_batches)) for micro_batches in zip(*ranks, strict=True)]
     return [list(chain(*rounds[start : start + accumulation])) for start in range(0, len(rounds), accumulation)]
 
@@ -82,7 +82,7 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
 
 
 def test_every_rank_gets_an_equal_part_of_the_long_rows() -> None:
-    """Rows are numbered by descending length: two ranks, one micro batch of 8 each, in four groups of 2 + 2 rows."""
+    """Rows are numbered by descending length: two ranks, one micro-batch of 8 each, in four groups of 2 + 2 rows."""
     dealt = layout(BatchPlan(global_size=16, micro_size=8, accumulation=1), groups=4).reshape(-1).tolist()
     assert dealt[:8] == [0, 1, 4, 5, 8, 9, 12, 13]
     assert dealt[8:] == [2, 3, 6, 7, 10, 11, 14, 15]

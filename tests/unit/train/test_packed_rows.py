@@ -105,7 +105,7 @@ def test_positions_begin_at_zero_with_each_example_and_with_the_padding() -> Non
     assert batch["labels"].tolist() == [[-100, 8, 9, -100, 6], [-100, 6, -100, -100, -100]]
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 2]
     assert "attention_mask" not in TASK.inputs(batch)
-    assert rows[0]["labels"].tolist() == [7, 8, 9], "the rows of the data set are not changed"
+    assert rows[0]["labels"].tolist() == [7, 8, 9], "the rows of the dataset are not changed"
 
 
 def test_a_padding_pack_has_one_token_and_no_target() -> None:

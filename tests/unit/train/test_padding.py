@@ -1,4 +1,4 @@
-"""A micro batch that is computed in groups of similar length gives the gradients of one that is padded as a whole."""
+"""A micro-batch that is computed in groups of similar length gives the gradients of one that is padded as a whole."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Builds a data set in object storage: processes blocks of files, assigns splits, writes shards, then dataset.json."""
+"""Builds a dataset in object storage: processes blocks of files, assigns splits, writes shards, then dataset.json."""
 
 import dataclasses
 import functools
@@ -104,7 +104,7 @@ SPLIT_CODES = {"train": splits.TRAIN, "validation": splits.VALIDATION, "test": s
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything except the spec that the rows of a data set depend on."""
+    """Everything except the spec that the rows of a dataset depend on."""
 
     files: Files
     formatter: Formatter
@@ -246,7 +246,7 @@ def build_dataset(
     scratch: Path,
     report: ProgressReporter,
 ) -> DatasetInfo:
-    """Build the data set and commit it. `scratch` is a folder for rows that are not in shards yet.
+    """Build the dataset and commit it. `scratch` is a folder for rows that are not in shards yet.
 
     Raises BadDataError for unusable records, labels or splits, and DiskFullError where `scratch` is full.
     """
@@ -417,11 +417,11 @@ class _Rows:
     names: list[list[str]] = field(default_factory=list)
     """For each run: its label names, indexed by the run's own label ids."""
     codes: list[NDArray[np.int64]] = field(default_factory=list)
-    """For each run: run label id -> data set label id. -1: the label is not in the training files."""
+    """For each run: run label id -> dataset label id. -1: the label is not in the training files."""
     token_names: list[list[str]] = field(default_factory=list)
     """For each run: the names of its token labels."""
     token_codes: list[NDArray[np.int64]] = field(default_factory=list)
-    """For each run: run token label id -> data set label id."""
+    """For each run: run token label id -> dataset label id."""
 
     def add(self, result: BlockResult, number: int) -> None:
         """Add the next block; `number` is that of its source. Raises BadDataError as reading in one process would."""
@@ -509,7 +509,7 @@ class _Rows:
             self.bad.add(str(Place(run.uri, place, run.unit)), problems[number])
 
     def number_labels(self, labels: Sequence[str], *, of_tokens: bool) -> None:
-        """Assign data set label ids. Records without labels all get 0."""
+        """Assign dataset label ids. Records without labels all get 0."""
         numbers = {name: number for number, name in enumerate(labels)}
         if of_tokens:
             self.token_codes = [np.array([numbers.get(name, -1) for name in names]) for names in self.token_names]
@@ -817,7 +817,7 @@ def _has_loss(batch: pa.RecordBatch) -> NDArray[np.bool_]:
 
 
 def _read(run: Run, bucket: int, columns: Sequence[str], token_codes: NDArray[np.int64] | None) -> pa.RecordBatch:
-    """Rows of a run, with token labels mapped to data set label ids."""
+    """Rows of a run, with token labels mapped to dataset label ids."""
     batch = read_bucket(run, bucket, columns)
     return batch if token_codes is None or "token labels" not in columns else with_numbers(batch, token_codes)
 

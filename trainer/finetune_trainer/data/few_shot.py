@@ -21,7 +21,7 @@ _LISTED_LABELS = 5
 
 @dataclass(frozen=True)
 class Parameters:
-    """Part of the digest of the data set."""
+    """Part of the digest of the dataset."""
 
     per_class: int | None
     """Rows of each label."""

@@ -1,4 +1,4 @@
-"""dataset.json: contents and sources of a prepared data set."""
+"""dataset.json: contents and sources of a prepared dataset."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _MOST_REASONS = 6
 
 
 class _Block(BaseModel):
-    """Unknown fields are ignored: a newer trainer may have prepared the data set."""
+    """Unknown fields are ignored: a newer trainer may have prepared the dataset."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -108,7 +108,7 @@ class WeightInfo(_Block):
 
 
 class DatasetInfo(_Block):
-    """The contents of dataset.json. It is written last: a data set without it does not exist."""
+    """The contents of dataset.json. It is written last: a dataset without it does not exist."""
 
     version: int
     digest: str
@@ -161,5 +161,5 @@ class DatasetInfo(_Block):
 
 
 def read_dataset_info(store: ObjectStore, dataset_uri: str) -> DatasetInfo:
-    """Read dataset.json of a prepared data set. Raises ObjectMissingError if there is none."""
+    """Read dataset.json of a prepared dataset. Raises ObjectMissingError if there is none."""
     return DatasetInfo.model_validate_json(store.get(join(dataset_uri, DATASET_FILE)))

@@ -16,7 +16,7 @@ MAX_LABEL_LENGTH = 256
 """Maximum characters of a label. Longer values are texts from another column."""
 
 _FEW_CLASSES = 20
-"""Up to this number of classes, the ratio of classes to rows is not checked: tiny data sets are legitimate."""
+"""Up to this number of classes, the ratio of classes to rows is not checked: tiny datasets are legitimate."""
 _EXACT = 2**53
 """From here on, neighbouring integers have the same float."""
 
@@ -101,7 +101,7 @@ def canonical_names(spellings: Collection[str]) -> tuple[Mapping[str, str], tupl
 
 
 def canonical_name(spelling: str, *, floats_are_whole: bool) -> str:
-    """The name of one spelling. Whether `1.0` is `1` (`floats_are_whole`) depends on all labels of a data set."""
+    """The name of one spelling. Whether `1.0` is `1` (`floats_are_whole`) depends on all labels of a dataset."""
     name = unicodedata.normalize("NFC", spelling)
     if floats_are_whole and _FLOAT_OF_WHOLE.fullmatch(name):
         return str(int(name.removesuffix(".0")))

@@ -1,8 +1,8 @@
 """Masks tokens of the rows of a masked language model. Pure.
 
-The masks are a function of the seed, the epoch and the number of the row, so they do not depend on workers, micro
-batches, other rows or restarts. Those of held-out rows depend on the number of the row only: every model and every run
-on the same data set is measured on the same tokens.
+The masks are a function of the seed, the epoch and the number of the row, so they do not depend on workers,
+micro-batches, other rows or restarts. Those of held-out rows depend on the number of the row only: every model and
+every run on the same dataset is measured on the same tokens.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ class MaskedRows:
     """
 
     def __init__(self, rows: StoredSplit, key: tuple[int, int], purpose: int) -> None:
-        assert rows.masking is not None, "the data set was prepared for the task"
+        assert rows.masking is not None, "the dataset was prepared for the task"
         self._rows, self._masking, self._key, self._purpose = rows, rows.masking, key, purpose
         self._ordinary = np.setdiff1d(np.arange(self._masking.vocabulary), self._masking.special_tokens)
         self.lengths = rows.lengths
@@ -58,7 +58,7 @@ class MaskedRows:
         return {"input_ids": ids, "labels": labels}
 
     def documents(self) -> NDArray[np.integer[Any]]:
-        """As in the data set."""
+        """As in the dataset."""
         return self._rows.documents()
 
     def units(self) -> NDArray[np.int64] | None:

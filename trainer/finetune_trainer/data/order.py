@@ -27,7 +27,7 @@ def epoch_order(lengths: Lengths, *, seed: int, epoch: int, batch_size: int, gro
     """A permutation of the row numbers, different for every epoch; O(n log n).
 
     `grouped`: every `batch_size` consecutive rows (a global batch) consist of `strata_of(batch_size)` groups of rows
-    with similar lengths, one from each stratum of the data set, longest first. Each group is padded separately, so
+    with similar lengths, one from each stratum of the dataset, longest first. Each group is padded separately, so
     there is little padding, and every batch still has short and long rows. Length correlates with content (short news
     are about earnings), so batches of one length would be batches of few classes. Batches come in random order, except
     that the longest rows of every stratum come first, so that an out-of-memory error occurs at once.
@@ -144,10 +144,10 @@ def pass_tokens(parameters: int, *, gpu: bool) -> float:
 
 @dataclass(frozen=True)
 class Grouping:
-    """How micro batches are padded, and what that saves."""
+    """How micro-batches are padded, and what that saves."""
 
     groups: int
-    """Groups per micro batch; each is padded separately and computed in its own pass."""
+    """Groups per micro-batch; each is padded separately and computed in its own pass."""
     saved: float
     """Share of the cost of random batches that is saved; negative if grouping costs more."""
 

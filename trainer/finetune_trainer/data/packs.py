@@ -6,7 +6,7 @@ example that is left, and others that together fill its free space best (as mini
 The latter is better without very short examples, which best-fit decreasing needs to fill gaps.
 
 The result depends only on how many examples there are of each length, so the number of packs is known from the
-histogram of a data set and is the same in every epoch. An epoch draws which of the examples of a length takes which
+histogram of a dataset and is the same in every epoch. An epoch draws which of the examples of a length takes which
 place, so other examples share a pack in every epoch, and it draws the order of the packs.
 """
 
@@ -26,7 +26,7 @@ _TRIED_LENGTHS = 256
 
 @dataclass(frozen=True)
 class PackPlan:
-    """The packs of a data set by the lengths of their examples, for P packs of N examples."""
+    """The packs of a dataset by the lengths of their examples, for P packs of N examples."""
 
     count: int
     """P."""
@@ -63,7 +63,7 @@ class _EqualPacks:
 
 
 def plan_packs(histogram: Mapping[int, int], capacity: int) -> PackPlan:
-    """Pack a data set with `histogram[length]` examples of each length, at most `capacity` tokens per pack.
+    """Pack a dataset with `histogram[length]` examples of each length, at most `capacity` tokens per pack.
 
     Packs with the same content are handled together, so the time grows with the number of different lengths rather than
     of examples, whose places are only sorted at the end.

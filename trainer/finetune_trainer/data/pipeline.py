@@ -12,9 +12,9 @@ processed by any number of processes or machines. Steps that depend on all rows 
 label and its source file, in key order. The key is a hash of label and text, or of
 what a step compares rows by.
 
-The digest of a data set covers the source files and the name, version and parameters of every step, and the order of
+The digest of a dataset covers the source files and the name, version and parameters of every step, and the order of
 the files if a step depends on it. It covers nothing else, so spelling out a default or a field that a later API version
-adds does not create another data set.
+adds does not create another dataset.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """The prepare stage: checks data, model, storage and memory, so that errors are found before training starts.
 
-It chooses the settings that the user did not set, then reuses the data set of the same inputs or builds it.
+It chooses the settings that the user did not set, then reuses the dataset of the same inputs or builds it.
 """
 
 import shutil
@@ -77,7 +77,7 @@ Files = dict[str, tuple[SourceFile, ...]]
 
 
 def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, report: ProgressReporter) -> Prepared:
-    """Check storage, model, data and memory, then build the data set or reuse it.
+    """Check storage, model, data and memory, then build the dataset or reuse it.
 
     Raises BadDataError, ModelUnusableError, BadConfigError, AccessDeniedError or StorageUnreachableError; each message
     states the problem, its location and the fix.
@@ -287,7 +287,7 @@ def _rows_to_learn_from(
     runtime: RuntimeEnv,
     report: ProgressReporter,
 ) -> TokenDataset:
-    """The training split in the tokens of the base model: the data set of the spec without `vocabulary`, and without
+    """The training split in the tokens of the base model: the dataset of the spec without `vocabulary`, and without
     augmentation, whose changed words must not be learned."""
     spec, folder = config.spec, base.model.path
     plan = plan_weights(folder, spec.model.uri, task)
@@ -310,7 +310,7 @@ def _read_or_build(
     runtime: RuntimeEnv,
     report: ProgressReporter,
 ) -> tuple[DatasetInfo, bool]:
-    """The data set with this digest, and whether it was in storage."""
+    """The dataset with this digest, and whether it was in storage."""
     uri = dataset_folder(config.output_uri, digest)
     if store.exists(join(uri, DATASET_FILE)):
         return read_dataset_info(store, uri), True

@@ -64,7 +64,7 @@ _ENCODINGS = (
 """Byte order mark -> encoding."""
 _HEAD_BYTES = 4096
 _LONGEST_LINE = 1 << 28
-"""Characters. A data set on a single line cannot be read in parts."""
+"""Characters. A dataset on a single line cannot be read in parts."""
 _CSV_FIELD_LIMIT = 1 << 26
 _DELIMITERS = (",", ";", "\t", "|")
 _SAVE_AS_UTF8 = "save the file as UTF-8 (older Windows programs write Windows-1252 or Latin-1)"

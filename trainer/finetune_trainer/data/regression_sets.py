@@ -1,6 +1,6 @@
 """`spec.evaluation.regressionSets`: records that are not trained on, as rows of tokens.
 
-A set is stored like a data set that has only a test split. Its digest covers the files, the steps from records to rows
+A set is stored like a dataset that has only a test split. Its digest covers the files, the steps from records to rows
 and the labels of the training data, so it depends on no name and is made once. The prepare stage makes the sets so that
 unusable files are found before the training. The evaluate stage makes those that were added, or whose files were
 changed, after that.

@@ -1,7 +1,7 @@
 """Encoded rows on local disk, between the steps on single blocks and the steps on the keys of all rows.
 
 A run has the rows of one block, sorted by key, as Arrow record batches: one for each bucket (a range of keys). Reading
-the same bucket of every run gives all rows of that range, so the rows of a data set of any size can be visited in key
+the same bucket of every run gives all rows of that range, so the rows of a dataset of any size can be visited in key
 order with memory for one bucket.
 """
 

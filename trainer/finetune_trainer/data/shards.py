@@ -207,7 +207,7 @@ def _local_copy(store: ObjectStore, dataset_uri: str, shard: ShardInfo, folder: 
                 raise BadDataError(
                     f"{uri}: the content does not match its digest in dataset.json ({digest[:16]} instead of "
                     f"{shard.sha256[:16]})",
-                    advice=f"delete {dataset_uri} and start a new run: it prepares the data set again",
+                    advice=f"delete {dataset_uri} and start a new run: it prepares the dataset again",
                 )
             os.replace(partial, path)
     return path

@@ -23,7 +23,7 @@ NAME = "weights"
 
 @dataclass(frozen=True)
 class Parameters:
-    """Part of the digest of the data set: addresses are not part of it, as for other files."""
+    """Part of the digest of the dataset: addresses are not part of it, as for other files."""
 
     sources: tuple[tuple[float, tuple[tuple[str, str], ...]], ...]
     """Weight of each source with another weight than 1, and types and digests of its files, sorted."""

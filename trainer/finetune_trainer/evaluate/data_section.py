@@ -1,4 +1,4 @@
-"""The data set as shown in report and model card. Pure."""
+"""The dataset as shown in report and model card. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ _NICE = (1, 2, 5)
 
 @dataclass(frozen=True)
 class DataSection:
-    """Statistics of the data set for display."""
+    """Statistics of the dataset for display."""
 
     dropped: tuple[tuple[str, int], ...] = ()
     """Rule -> number of records that it dropped, most frequent first."""

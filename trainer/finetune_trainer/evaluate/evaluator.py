@@ -68,7 +68,7 @@ class ModelEvaluator:
     report: ProgressReporter
     check: ReloadCheck
     template_date: date
-    """The date that chat templates got as the current date when the data set was made."""
+    """The date that chat templates got as the current date when the dataset was made."""
     base_tokens: BaseTokens | None = None
     """With `spec.model.vocabulary`: converts rows to the tokens of the base model."""
     sets: Mapping[str, TokenDataset] = field(default_factory=dict)

@@ -21,7 +21,7 @@ def delete_old_runs(
     promoted or would be promoted by a rollback.
 
     Returns the numbers of the runs that remain, in ascending order. A run whose deletion fails does not remain, because
-    a part of its files may be missing; `warn` gets the reason, and the next evaluation deletes the rest. Data sets and
+    a part of its files may be missing; `warn` gets the reason, and the next evaluation deletes the rest. Datasets and
     copies of base models are shared by the runs of an output prefix and are kept. Runs of other jobs have another UID
     in their folder's name. Raises StorageProtocolError, and deletes nothing, if the record of the promoted model cannot
     be read.

@@ -151,7 +151,7 @@ class Reloaded(Message):
     def sentence(self) -> str:
         """Summary for report, model card and log, without the address."""
         if not self.rows:
-            return "reloaded with all weights; the data set has no rows for a comparison of the loss"
+            return "reloaded with all weights; the dataset has no rows for a comparison of the loss"
         return (
             f"after reloading, the loss is {self.reloaded:.4f} on {self.rows} rows of the {self.split} split; "
             f"the trained model had {self.trained:.4f}"

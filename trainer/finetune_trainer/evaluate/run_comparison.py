@@ -284,7 +284,7 @@ def _notes(runs: Sequence[RunSummary], is_one_task: bool) -> Iterable[str]:
         tasks = ", ".join(f"{run.label} {run.task or 'unknown'}" for run in runs)
         yield f"The runs have different tasks ({tasks}): only metrics and curves that all of them have are compared."
     if len({run.dataset_digest for run in runs}) > 1:
-        yield "The runs have different data sets, so their metrics are not those of the same test examples."
+        yield "The runs have different datasets, so their metrics are not those of the same test examples."
     for run in runs:
         if not run.evaluated:
             yield f"{run.label} has no evaluation yet."

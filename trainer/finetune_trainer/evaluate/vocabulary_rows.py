@@ -30,7 +30,7 @@ class RowsWithNewTokens:
         return self._rows[index]
 
     def documents(self) -> npt.NDArray[np.int64]:
-        """As in the data set."""
+        """As in the dataset."""
         return self._rows.documents()
 
     def units(self) -> npt.NDArray[np.int64] | None:
@@ -84,7 +84,7 @@ class RowsOfPieces:
         return {"input_ids": ids[kept], "labels": labels[kept]}
 
     def documents(self) -> npt.NDArray[np.int64]:
-        """As in the data set; the parts of a row belong to the same text."""
+        """As in the dataset; the parts of a row belong to the same text."""
         return self._rows.documents()[[part.row for part in self._parts]]
 
     def units(self) -> npt.NDArray[np.int64] | None:

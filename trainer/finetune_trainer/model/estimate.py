@@ -295,7 +295,7 @@ def _refusal(shape: TrainingShape, stage: int, limit: int) -> BadConfigError:
     whole = -(-needed // _GIB)
     ways = [*_settings_that_fit(shape, stage, limit), f"raise spec.workers.resources.limits.memory to {whole}Gi"]
     return BadConfigError(
-        f"training needs about {_gib(needed)} on each worker (ZeRO stage {stage}, {shape.dtype}, micro batch "
+        f"training needs about {_gib(needed)} on each worker (ZeRO stage {stage}, {shape.dtype}, micro-batch "
         f"{shape.micro_batch}, {shape.length} tokens, world size {shape.world}), but "
         f"spec.workers.resources.limits.memory allows {_gib(limit)}",
         advice="; or ".join(ways),

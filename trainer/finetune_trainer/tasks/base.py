@@ -63,7 +63,7 @@ class TestSplit(Split, Protocol):
 
 
 class StoredSplit(TestSplit, Protocol):
-    """A split of a prepared data set."""
+    """A split of a prepared dataset."""
 
     @property
     def masking(self) -> Masking | None:

@@ -1,6 +1,6 @@
 """Sequence classification: one label for every text.
 
-transformers normalizes a classifier's loss per micro batch but scales it as if it had been normalized over the batch
+transformers normalizes a classifier's loss per micro-batch but scales it as if it had been normalized over the batch
 (its models accept `num_items_in_batch` and ignore it), which multiplies the gradient by the number of ranks. So the
 loss is computed here, from the logits, for every model alike.
 """

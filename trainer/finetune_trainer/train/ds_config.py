@@ -39,8 +39,8 @@ def deepspeed_config(config: PreparedConfig) -> dict[str, Any]:
 def precision(dtype: Dtype) -> dict[str, Any]:
     """Return settings for forward and backward passes in `dtype`, with gradients summed in 32 bit.
 
-    By default, DeepSpeed sums gradients over micro batches and ranks in `dtype`. With the 8-bit significand of
-    BFloat16, a micro batch whose gradient is 256 times smaller than the sum so far adds nothing, and the result depends
+    By default, DeepSpeed sums gradients over micro-batches and ranks in `dtype`. With the 8-bit significand of
+    BFloat16, a micro-batch whose gradient is 256 times smaller than the sum so far adds nothing, and the result depends
     on the number of ranks. Float16 uses the dynamic loss scale of DeepSpeed's defaults (Micikevicius et al. 2017, arXiv
     1710.03740): a step whose gradients overflow is skipped, and the second such step in a row, and each one after it,
     halves the scale.

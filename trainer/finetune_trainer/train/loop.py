@@ -187,7 +187,7 @@ class TrainingLoop:
     # ---- a step ----
 
     def _steps(self) -> Iterator[list[Batch]]:
-        """Yield this rank's micro batches of each step, in host memory, from the position of the run in the data."""
+        """Yield this rank's micro-batches of each step, in host memory, from the position of the run in the data."""
         parts, restored = self.parts, self.restored
         epoch, first = parts.batches.place(self._position)
         for each in count(epoch):
@@ -222,7 +222,7 @@ class TrainingLoop:
                 loss = self._loss({name: values.to(self.parts.device) for name, values in rows.items()}) * scale
                 self._loss_since_log += loss.detach()
                 self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-                # `scale` contains the targets of all micro batches.
+                # `scale` contains the targets of all micro-batches.
                 self.engine.backward(loss, scale_wrt_gas=False)
             self.engine.step()
         except Exception as error:
@@ -245,7 +245,7 @@ class TrainingLoop:
         return max(1, int(sum_over_ranks([float(local)])[0]))
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        """Return the loss of a micro batch, summed over its targets."""
+        """Return the loss of a micro-batch, summed over its targets."""
         task, smoothing = self.parts.task, self.parts.config.spec.training.label_smoothing
         outputs = self.engine(**task.inputs(batch))
         logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)

@@ -1,8 +1,8 @@
-"""Computes a micro batch in groups of rows of similar length, each padded to its own width.
+"""Computes a micro-batch in groups of rows of similar length, each padded to its own width.
 
-A global batch has rows of all lengths (see data/order.py). As one micro batch per step, all rows would be padded to the
-longest one. As several micro batches, DeepSpeed would reduce the gradients after each of them. The forward pass of a
-micro batch therefore consists of one pass per group, followed by one backward pass.
+A global batch has rows of all lengths (see data/order.py). As one micro-batch per step, all rows would be padded to the
+longest one. As several micro-batches, DeepSpeed would reduce the gradients after each of them. The forward pass of a
+micro-batch therefore consists of one pass per group, followed by one backward pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ def split_by_width(batch: Mapping[str, torch.Tensor], groups: int) -> list[dict[
 
 
 def forward_by_groups(model: nn.Module, groups: int) -> None:
-    """Make the model in training mode return a tuple with the logits of each group of a micro batch.
+    """Make the model in training mode return a tuple with the logits of each group of a micro-batch.
 
     The method of the instance is replaced, so parameters keep their names, and hooks of the module, in which ZeRO-3
-    gathers parameters, run once per micro batch.
+    gathers parameters, run once per micro-batch.
     """
     forward = model.forward
 

@@ -29,7 +29,7 @@ PADDING_ROW = -1
 def layout(batch: BatchPlan, *, groups: int) -> NDArray[np.int64]:
     """Return which rows of a global batch each rank gets. The rows are sorted by length, longest first.
 
-    The result has shape (accumulation, ranks, rows of a micro batch). A micro step has `groups` consecutive groups of
+    The result has shape (accumulation, ranks, rows of a micro-batch). A micro step has `groups` consecutive groups of
     similar length, and every rank gets an equal part of each, so that no rank has all long rows while the others wait
     for it.
     """
@@ -49,7 +49,7 @@ class GlobalBatches:
     grouped: bool
     """See `epoch_order`."""
     groups: int = 1
-    """Parts of a micro batch that are padded and computed separately."""
+    """Parts of a micro-batch that are padded and computed separately."""
 
     @property
     def rows(self) -> int:
@@ -71,7 +71,7 @@ class GlobalBatches:
         return -self.rows % self.batch.global_size if is_last else 0
 
     def micro_batches(self, epoch: int, *, rank: int, first: int = 0) -> list[list[Any]]:
-        """Return the rows of each micro batch of a rank in an epoch, from the global batch with the number `first`.
+        """Return the rows of each micro-batch of a rank in an epoch, from the global batch with the number `first`.
 
         A row is an index of `RowsWithPadding`.
         """
@@ -81,7 +81,7 @@ class GlobalBatches:
         return self._dealt(order, rank=rank, first=first)
 
     def _dealt(self, order: Order, *, rank: int, first: int) -> list[list[int]]:
-        """Return the micro batches of a rank, for the rows of an epoch in their order."""
+        """Return the micro-batches of a rank, for the rows of an epoch in their order."""
         rows = np.full(self.per_epoch * self.batch.global_size, PADDING_ROW)
         rows[: len(order)] = order
         places = layout(self.batch, groups=self.groups)[:, rank]
@@ -110,7 +110,7 @@ class PackedBatches(GlobalBatches):
         return self.plan.count
 
     def micro_batches(self, epoch: int, *, rank: int, first: int = 0) -> list[list[Any]]:
-        """Return the packs of each micro batch, as for examples. A pack is an index of `PackedRows`."""
+        """Return the packs of each micro-batch, as for examples. A pack is an index of `PackedRows`."""
         packs = epoch_packs(self.plan, self.lengths, seed=self.seed, epoch=epoch)
         dealt = self._dealt(np.arange(self.rows), rank=rank, first=first)
         padding = (PADDING_ROW,)

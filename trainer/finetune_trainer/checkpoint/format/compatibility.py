@@ -75,7 +75,7 @@ def _document(content: bytes) -> dict[str, Any]:
 
 
 def check_lineage(manifest: Manifest, lineage: Lineage) -> None:
-    """Check that the checkpoint belongs to the job, its base model and its data set.
+    """Check that the checkpoint belongs to the job, its base model and its dataset.
 
     Manifests without a job were saved by an earlier version. Raises IncompatibleCheckpointError.
     """
@@ -83,7 +83,7 @@ def check_lineage(manifest: Manifest, lineage: Lineage) -> None:
         raise IncompatibleCheckpointError(f"was saved by another job, {manifest.job}; this one is {lineage.job}")
     pairs = (
         ("from another base model", manifest.model_digest, lineage.model_digest),
-        ("on another data set", manifest.dataset_digest, lineage.dataset_digest),
+        ("on another dataset", manifest.dataset_digest, lineage.dataset_digest),
     )
     found = [
         f"{what} (digest {_short(theirs)}, this run's is {_short(ours)})"

@@ -33,7 +33,7 @@ class Augmentation:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What the copies depend on, for the digest of the data set."""
+        """What the copies depend on, for the digest of the dataset."""
         return {
             "copies": self.copies,
             "methods": [[name, METHODS[name].version] for name in self.methods],

@@ -69,7 +69,7 @@ class RecordFormat(ABC):
 
     name: ClassVar[DataFormat]
     version: ClassVar[int] = 1
-    """Increased when the same records would give different examples; part of the data set's digest."""
+    """Increased when the same records would give different examples; part of the dataset's digest."""
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
     """Fields of `spec.data.columns` that it reads -> default column names of each."""
     optional_columns: ClassVar[tuple[str, ...]] = ()
