@@ -235,8 +235,14 @@ def _job_path(key: JobKey) -> str:
 
 
 def _queue_reason(workload: Manifest) -> str:
-    """Return the message of the condition that is not True yet, which Kueue updates with every try to admit it."""
+    """Return why Kueue does not admit a Workload: it is deactivated, or the message of the condition that is not True
+    yet, which Kueue updates with every try to admit it."""
     conditions = {entry["type"]: entry for entry in (workload.get("status") or {}).get("conditions") or ()}
+    if (workload.get("spec") or {}).get("active") is False:
+        # Kueue does not try to admit it, so the other conditions are those of the last try.
+        evicted = conditions.get("Evicted", {})
+        reported = str(evicted.get("message", "")) if evicted.get("status") == "True" else ""
+        return f"{reported or 'The workload is deactivated'} (spec.active of Workload {workload['metadata']['name']})"
     waiting = (conditions.get(kind, {}) for kind in ("QuotaReserved", "Admitted"))
     return next((str(one.get("message", "")) for one in waiting if one.get("status") == "False"), "")
 
