@@ -205,12 +205,25 @@ def _with_child(status: Status, child: ObservedAttempt, progress: Progress | Non
 def _with_queue(attempt: AttemptStatus, child: ObservedAttempt, now: str) -> AttemptStatus:
     """Record the queue, which Kueue may have assigned itself, the admission, and whether a pod has run since then."""
     has_run = attempt.running_time is not None or any(pod.has_run for pod in child.pods)
+    newest = None if child.suspended else child.started_at or None
     if child.suspended and not has_run:
         admitted = None  # evicted before a pod was running: it waits again
+    elif attempt.running_time is None:
+        admitted = newest or attempt.admitted_time
     else:
-        admitted = attempt.admitted_time or (None if child.suspended else child.started_at or None)
+        admitted = attempt.admitted_time or newest
     running = attempt.running_time or (now if has_run else None)
     return attempt.model_copy(update={"queue": child.queue, "admitted_time": admitted, "running_time": running})
+
+
+def was_evicted(attempt: AttemptStatus, child: ObservedAttempt) -> bool:
+    """Return whether its Job was suspended after a pod was running.
+
+    Kueue may have admitted it again before a reconcile, for example while no operator was running. The Job then has
+    another start time.
+    """
+    was_readmitted = bool(attempt.admitted_time and child.started_at) and child.started_at != attempt.admitted_time
+    return attempt.running_time is not None and (child.suspended or was_readmitted)
 
 
 def _attempt_of(child: ObservedAttempt) -> AttemptStatus:
@@ -315,8 +328,9 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedAttempt, no
         status = _ended(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
     classified = failure.classify_failure(child, status.run.failure)
-    if child.suspended and classified.retry_class is not RetryClass.PERMANENT:
-        # Evicted: its pods were stopped by the suspension of the Job, which is no failure.
+    if (child.suspended or was_evicted(attempt, child)) and classified.retry_class is not RetryClass.PERMANENT:
+        # Its pods were stopped by the suspension of the Job, which is no failure. Those of the next admission cannot
+        # continue, because the attempt has claimed the run.
         return _ended(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.STOPPED}))
     ended = attempt.model_copy(
         update={

@@ -439,7 +439,7 @@ def _of_running(spec: Spec, status: Status, child: ObservedAttempt, now: datetim
         return Watch(child.stage, child.attempt)
     if (decided := status.run.next_plan) is not None and attempt.stage is Stage.TRAIN:
         return Stop((child,), Reason.FEWER_WORKERS, scale.explanation(spec, attempt, decided.nodes))
-    if child.suspended and attempt.running_time:
+    if history.was_evicted(attempt, child):
         # Its pods cannot continue: their attempt has claimed the run. If none was running, the Job stays in the queue
         # with its place and the backoff of Kueue.
         message = f"{child.job_name} was suspended; the next attempt resumes from its checkpoint"

@@ -29,6 +29,9 @@ STARTING = make_stage(queue="team", started_at=ADMITTED_AT, pods=(make_pod(phase
 STOPPED = make_stage(queue="team", suspended=True, pods=(make_pod(0, 75),))
 FAILED = make_stage(queue="team", suspended=True, ended="Failed", pods=(make_pod(0, 75),))
 FAILED_IN_TIME = make_stage(queue="team", suspended=True, ended="Failed", pods=(make_pod(0, 137),))
+AGAIN_AT = "2026-01-01T13:00:02Z"
+READMITTED = replace(RUNNING, started_at=AGAIN_AT)
+FENCED = make_stage(queue="team", started_at=AGAIN_AT, ended="Failed", pods=(make_pod(0, 83),))
 PERMANENT = make_stage(queue="team", suspended=True, ended="Failed", pods=(make_pod(0, 65),))
 HOUR = 3600.0
 
@@ -80,6 +83,16 @@ DELETE = ["delete example-r1-train-a1"]
         pytest.param(replace(SAVING, deleting=True), TRAINING_STATUS, REQUEUED, [], id="being deleted"),
         pytest.param(FAILED, TRAINING_STATUS, (Phase.PENDING, Reason.QUEUED), ["create 2"], id="failed by the stop"),
         pytest.param(FAILED_IN_TIME, TRAINING_STATUS, (Phase.PENDING, Reason.QUEUED), ["create 2"], id="killed"),
+        pytest.param(READMITTED, TRAINING_STATUS, REQUEUED, DELETE, id="evicted and admitted again"),
+        pytest.param(FENCED, TRAINING_STATUS, (Phase.PENDING, Reason.QUEUED), ["create 2"], id="its claim was refused"),
+        pytest.param(READMITTED, None, (Phase.TRAINING, Reason.TRAINING), [], id="evicted before it was in status"),
+        pytest.param(
+            replace(READMITTED, pods=(make_pod(),)),
+            STARTING_STATUS,
+            (Phase.TRAINING, Reason.TRAINING),
+            [],
+            id="evicted before a pod was seen running",
+        ),
         pytest.param(
             replace(QUEUED, pods=(make_pod(phase="Pending"),)),
             None,
