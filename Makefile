@@ -80,6 +80,10 @@ test-chart: $(VENV)/.ready-test ## Tests of the chart; same needs as test-kubern
 test-flux: $(VENV)/.ready-test ## Run the GitOps tests with Flux (3 minutes)
 	FINETUNE_TEST_REQUIRE=kubernetes,flux $(PYTEST) tests/kubernetes/test_gitops.py -k flux $(ARGS)
 
+.PHONY: test-kueue
+test-kueue: $(VENV)/.ready-test ## Test queues with Kueue, built once (5 minutes)
+	FINETUNE_TEST_REQUIRE=kubernetes,kueue $(PYTEST) tests/kubernetes/test_kueue.py $(ARGS)
+
 .PHONY: cluster-tools
 cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs (9 minutes, once)
 	@PYTHONPATH=tests/support $(BIN)/python -m testcluster.tools

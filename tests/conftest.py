@@ -1,6 +1,6 @@
 """Fixtures shared by all tests: a real S3 server, real models and the real helm.
 
-FINETUNE_TEST_REQUIRE     `kubernetes,pods,images,helm,mlflow,models,flux`: what must not be skipped
+FINETUNE_TEST_REQUIRE     `kubernetes,pods,images,helm,mlflow,models,flux,kueue`: what must not be skipped
 FINETUNE_TEST_CACHE       folder of the built programs, instead of the user's cache folder
 """
 

@@ -75,6 +75,8 @@ FLUX = Programs(
     "flux", {"kustomize-controller": "github.com/fluxcd/kustomize-controller"}, minutes=3, module=MODULE / "flux"
 )
 """A module of its own, because it needs an older version of the Kubernetes libraries, and SDKs of several clouds."""
+KUEUE = Programs("kueue", {"kueue": "sigs.k8s.io/kueue/cmd/kueue"}, minutes=5, module=MODULE / "kueue")
+"""A module of its own, because it needs an older version of the Kubernetes libraries, and APIs of other operators."""
 HELM_VERSION = "v4.3.2"  # as in go.mod
 HELM = Programs(
     "helm",
