@@ -170,8 +170,8 @@ REASONS: Mapping[Reason, Explanation] = {
         "Workload of Kueue.",
         "It checks at intervals of 30 s, less often if many jobs wait. The time in the queue counts neither for "
         "`spec.budget.deadline` nor for `spec.workers.startTimeout`.",
-        "Check that the LocalQueue of `spec.workers.queue` exists in the namespace of the job and that its quota "
-        "suffices.",
+        "Check that the LocalQueue of `spec.workers.queue` exists in the namespace of the job, and that its "
+        "ClusterQueue has enough quota for all resources that the pods request, also for `ephemeral-storage`.",
         (_STATUS, "kubectl describe job -l finetune.dev/job=NAME"),
     ),
     Reason.REQUEUED: Explanation(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from finetune_api.constants import ConditionType, Phase, Reason, Stage
 from finetune_api.exit_codes import ExitCode
@@ -17,6 +19,7 @@ from finetune_operator.clusters.api_server import ApiServer
 from finetune_operator.manifests import JobKey
 from job_namespace import JobNamespace, in_phase, is_training, run_scenario, training_ends
 from operator_process import ACCOUNTS, NAME, install
+from process_support import ROOT
 from reconciled_job import FaultyServer, ReconciledJob
 from required import is_required, unavailable
 from simulated_kubelet import FOREVER, LABEL, PodEnd, Script, succeed
@@ -320,6 +323,16 @@ def test_a_job_waits_for_a_queue_that_exists_and_covers_its_resources(team: Team
         assert trainings(status) == [(1, "Succeeded")]
 
     run(team, scenario)
+
+
+def test_kueue_accepts_the_cluster_queue_of_the_guide(team: Team) -> None:
+    guide = (ROOT / "docs/operating.md").read_text()
+    (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "kind: ClusterQueue" in block)
+    documented = yaml.safe_load(text)
+    assert team.kubectl.refusal(documented) is None
+    (group,) = documented["spec"]["resourceGroups"]
+    group["coveredResources"].remove("ephemeral-storage")
+    assert "coveredResources" in (team.kubectl.refusal(documented) or "")
 
 
 def test_a_job_that_is_suspended_releases_its_quota(team: Team) -> None:
