@@ -181,7 +181,7 @@ manifests: $(VENV)/.ready-test ## Generate manifests/install.yaml with helm
 	@git --no-pager diff --stat -- charts manifests
 
 .PHONY: generate
-generate: golden manifests ## Same as golden and manifests
+generate: golden manifests ## Run golden and manifests
 
 .PHONY: picture
 picture: $(VENV)/.ready-local ## Record the demo as docs/demo.svg

@@ -3,7 +3,7 @@
     python benchmarks/cleaning_rules.py [--records 5000] [--words 20 200]
 
 Texts are those of data_preparation.py: sentences of chatterbot-corpus, randomly joined (with a fixed seed) to texts of
-20 to 200 words. Each rule processes them alone; reading, tokenising and writing are not measured. Models of libraries
+20 to 200 words. Each rule processes them alone; reading, tokenizing and writing are not measured. Models of libraries
 are loaded before. Prints a table and, as the last line, a JSON object.
 """
 

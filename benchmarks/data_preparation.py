@@ -1,7 +1,7 @@
 """Benchmark the speed of data preparation, compared with the tokenizer on the same texts, and its memory.
 
 Ours: the prepare stage in its own process, from a JSON Lines file in an object store to committed shards: download,
-digest, parse, format, tokenise, split, write. Baseline: `encode_batch` of `tokenizers` on one thread with texts of the
+digest, parse, format, tokenize, split, write. Baseline: `encode_batch` of `tokenizers` on one thread with texts of the
 same file in memory, in batches of 1,000. The baseline uses a sample of the file, because its speed does not depend on
 the size. For both, MB are those of the texts in UTF-8.
 
@@ -37,7 +37,7 @@ from finetune_api.v1alpha1 import Spec
 from finetune_cli.local.embedded_store import EmbeddedStore
 
 DISTINCT_TEXTS = 20_000
-"""Distinct texts apart from the prepended number. Generating more would take longer than tokenising them."""
+"""Distinct texts apart from the prepended number. Generating more would take longer than tokenizing them."""
 TOPICS = ("ai", "history", "movies", "science")
 
 

@@ -83,7 +83,7 @@ def corpus() -> dict[str, list[str]]:
 
 
 def documents(shape: str, rows: int) -> Iterator[dict[str, str]]:
-    """Yield labelled texts, the same in every run."""
+    """Yield labeled texts, the same in every run."""
     generator = np.random.default_rng(11)
     topics = corpus()
     names = sorted(topics)

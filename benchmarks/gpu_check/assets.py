@@ -34,7 +34,7 @@ _WORDS = {
 
 
 def rows(kind: str) -> list[dict[str, Any]]:
-    """Return labelled texts or conversations, which a model can learn."""
+    """Return labeled texts or conversations, which a model can learn."""
     draw, made = random.Random(7), []
     for index in range(_ROWS):
         label = sorted(_WORDS)[index % len(_WORDS)]

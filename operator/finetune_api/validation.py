@@ -243,7 +243,18 @@ def _allowed(detail: ErrorDetails) -> list[str]:
     return [word.strip("' ") for word in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
 
 
+_RENAMED = {
+    "spec.runId": "runNonce",
+    "spec.training.schedule": "learningRateSchedule",
+    "spec.evaluation.baselines": "simpleBaselines",
+    "spec.checkpoint.maxStaleness": "uploadTimeout",
+}
+"""Earlier names of fields that are not similar to the present ones."""
+
+
 def _unknown_field(loc: tuple[int | str, ...]) -> str:
+    if renamed := _RENAMED.get(_path(loc)):
+        return f"unknown field; it is called {renamed} now"
     known = list(_node(loc[:-1]).get("properties", {}))
     if not known:
         return f"unknown field; {_path(loc[:-1]) or 'the object'} has no fields, write {{}}"

@@ -160,7 +160,7 @@ class _Shell:
         """Return facts and plan with the violations of objects without the label, and of a run that starts again."""
         spec = facts.spec
         try:
-            found = (*self._policy_violations(spec), *await self._unlabelled(spec))
+            found = (*self._policy_violations(spec), *await self._unlabeled(spec))
         except ApiError as error:
             if not error.is_lasting or not plan.starts_attempt:
                 raise
@@ -173,7 +173,7 @@ class _Shell:
         facts = replace(facts, job=job, violations=found)
         return facts, rechecked(plan_of(facts), self.settings)
 
-    async def _unlabelled(self, spec: Spec) -> tuple[Violation, ...]:
+    async def _unlabeled(self, spec: Spec) -> tuple[Violation, ...]:
         assert self.settings.policy is not None
         named = job_policy.referenced_objects(spec, self.settings.policy, _defaults(self.settings))
         objects = dict.fromkeys((one.kind, one.name) for one in named)

@@ -245,7 +245,7 @@ def test_the_pod_of_the_operator_can_be_placed(helm: Helm) -> None:
     assert {name: spec[name] for name in placement} == placement
 
 
-def test_the_pod_of_the_operator_can_be_labelled_but_keeps_its_own_labels(helm: Helm) -> None:
+def test_the_pod_of_the_operator_can_be_labeled_but_keeps_its_own_labels(helm: Helm) -> None:
     labels = {"team": "ml", "app.kubernetes.io/name": "other"}
     rendered = helm.render({"operatorPod": {"labels": labels, "annotations": {"sidecar": "no"}}})
     template = rendered["Deployment", RELEASE]["spec"]["template"]["metadata"]

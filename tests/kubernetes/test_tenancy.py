@@ -662,13 +662,13 @@ def test_objects_with_the_label_can_be_used(tenants: dict[str, Tenant]) -> None:
         "storage": {"credentialsSecret": USABLE},
         "workers": {"imagePullSecrets": [USABLE], "cache": {"claimName": USABLE}, **reference(USABLE)["workers"]},
     }
-    job = without_namespace(make_job("labelled", **spec))
+    job = without_namespace(make_job("labeled", **spec))
     assert tenant.as_user("create", "-f", "-", stdin=json.dumps(job)) == (0, "")
-    until(lambda: tenant.pods("labelled"), within=60, what="the job has a pod")
-    assert tenant.refusal("labelled") == ""
+    until(lambda: tenant.pods("labeled"), within=60, what="the job has a pod")
+    assert tenant.refusal("labeled") == ""
 
 
-def test_a_job_starts_after_its_missing_secret_is_created_and_labelled(tenants: dict[str, Tenant]) -> None:
+def test_a_job_starts_after_its_missing_secret_is_created_and_labeled(tenants: dict[str, Tenant]) -> None:
     tenant = tenants["limited"]
     job = without_namespace(make_job("waiting", storage={"credentialsSecret": "later"}))
     assert tenant.as_user("create", "-f", "-", stdin=json.dumps(job)) == (0, "")

@@ -14,7 +14,7 @@ from finetune_trainer.data.formats import Formatter
 from finetune_trainer.data.pipeline import BlockPlan, Step, Tally, encode_examples, format_records
 from finetune_trainer.data.readers import Block, blocks
 from finetune_trainer.data.sources import SourceFile
-from finetune_trainer.data.tokenise import FastTokenizer, encode_classified
+from finetune_trainer.data.tokenize import FastTokenizer, encode_classified
 from finetune_trainer.data.workers import process_blocks
 from rows import classified, jsonl
 

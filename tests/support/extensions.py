@@ -19,7 +19,7 @@ from finetune_api.v1alpha1 import (
     Task,
     TaskSupport,
 )
-from finetune_trainer.data.tokenise import encode_classified
+from finetune_trainer.data.tokenize import encode_classified
 from finetune_trainer.methods import METHODS, FineTuningMethod
 from finetune_trainer.methods.base import ParameterCounts
 from finetune_trainer.tasks import TASKS, TrainingTask

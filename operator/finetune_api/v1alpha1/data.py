@@ -238,8 +238,8 @@ class Cleaning(ApiModel, scope=Scope.DATA):
 
     near_duplicates: Annotated[float, Field(ge=0.5, le=1.0)] | None = None
     """Of training records that are at least this similar, keep the first, and none that is this similar to a record of
-    a held-out file. The similarity is the share of common runs of five letters (Jaccard): 0.8 finds copies with a few
-    changed words. Absent: records are not compared."""
+    a held-out file. The similarity is the share of common sequences of five characters (Jaccard): 0.8 finds copies with
+    a few changed words. Absent: records are not compared."""
 
     test_overlap: bool = False
     """Leave out training records that contain a held-out record of at least 8 words or share 13 consecutive words with
@@ -290,7 +290,8 @@ class Data(ApiModel, scope=Scope.DATA):
     """Files to train on."""
 
     validation: Holdout = Holdout(fraction=0.1)
-    """Split that is evaluated during training, for the curves of the report and for early stopping."""
+    """Split that is evaluated during training, for the curves of the report, `earlyStopping`, `overfitting` and the
+    schedule ReduceOnPlateau."""
 
     test: Holdout = Holdout(fraction=0.1)
     """Split that only the evaluate stage reads."""

@@ -24,11 +24,12 @@ MAX_CHANGE_LENGTH = 256
 """Characters of one change: a path and two values."""
 Changes = Annotated[tuple[Annotated[str, Field(max_length=MAX_CHANGE_LENGTH)], ...], Field(max_length=MAX_CHANGES)]
 """Changed fields, such as `spec.training.learningRate: 0.0001 -> 0.0002`."""
+MAX_NOTES = 8
 MAX_WARNINGS = 16
 MAX_PROMOTION_MESSAGE = 1024
 MAX_POLL_MESSAGE = 256
 MAX_WARNING_LENGTH = 1024
-"""Characters of one warning."""
+"""Characters of one warning or note."""
 
 
 class Condition(StatusModel):
@@ -368,6 +369,8 @@ class RunStatus(StatusModel):
         tuple[Annotated[str, Field(max_length=MAX_WARNING_LENGTH)], ...], Field(max_length=MAX_WARNINGS)
     ] = ()
     """The last sixteen distinct warnings of the stages."""
+    notes: Annotated[tuple[Annotated[str, Field(max_length=MAX_WARNING_LENGTH)], ...], Field(max_length=MAX_NOTES)] = ()
+    """What the prepare stage has found and chosen, one line each."""
     restarts: int = 0
     """Failures of the stage that failed last, since its last new checkpoint. Limited by `restart.maxRestarts`."""
     disruptions: int = 0

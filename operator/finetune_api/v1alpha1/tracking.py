@@ -62,7 +62,7 @@ class WandBMode(StrEnum):
 
 
 class WandB(ApiModel, scope=Scope.ATTEMPT):
-    """Weights & Biases. All attempts and the evaluation of a run are one W&B run.
+    """Weights & Biases. All attempts and evaluations of a run are one W&B run.
 
     With the mode `Online`, the API key is the variable `WANDB_API_KEY` in `workers.env`.
     """

@@ -45,11 +45,11 @@ class ScheduleOptions(ApiModel, scope=Scope.RUN):
     0.2."""
 
     factor: Annotated[float, Field(ge=0.01, le=0.99)] | None = None
-    """What the learning rate is multiplied with. With ReduceOnPlateau. Absent: 0.1."""
+    """What the learning rate is multiplied by. With ReduceOnPlateau. Absent: 0.1."""
 
     patience: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Evaluations without a lower validation loss that do not lower the learning rate yet. With ReduceOnPlateau.
-    Absent: 10."""
+    """Consecutive validations without a lower loss that are tolerated; the next one lowers the learning rate. With
+    ReduceOnPlateau. Absent: 10."""
 
     def without_fixed_defaults(self) -> Self:
         """Without the fields that are set to the value that they have if they are absent."""
@@ -180,9 +180,9 @@ class Training(ApiModel, scope=Scope.RUN):
     """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to
     `scheduleOptions.minLearningRateRatio` at the end, Polynomial with the power `scheduleOptions.power`. InverseSqrt
     decays as sqrt(warmup / step). CosineWithRestarts decays several times, each time from the peak. WarmupStableDecay
-    stays at the peak and decays along a cosine in the last steps. ReduceOnPlateau multiplies it with
+    stays at the peak and decays along a cosine in the last steps. ReduceOnPlateau multiplies it by
     `scheduleOptions.factor` when the validation loss has not fallen for more than `scheduleOptions.patience`
-    evaluations."""
+    validations."""
 
     schedule_options: ScheduleOptions = ScheduleOptions()
     """Settings of the learning rate schedule."""

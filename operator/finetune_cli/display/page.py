@@ -49,6 +49,7 @@ class Page:
             self._progress,
             self._attempts,
             self._failure,
+            self._notes,
             self._warnings,
             self._results,
             self._history,
@@ -122,6 +123,10 @@ class Page:
         yield from self._row("where", ", ".join(filter(None, [rank, pod, node])))
         yield from self._row("message", *_first_and_last(failure.message.splitlines()))
         yield from self._row("advice", failure.advice)
+
+    def _notes(self) -> Iterator[str]:
+        for number, note in enumerate(self.status.run.notes):
+            yield from self._row("" if number else "notes", note)
 
     def _warnings(self) -> Iterator[str]:
         for number, warning in enumerate(self.status.run.warnings):

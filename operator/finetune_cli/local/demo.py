@@ -106,7 +106,7 @@ def is_time_to_kill(progress: Progress) -> bool:
 def run_demo(work_dir: Path, display: Display) -> DemoResult:
     """Run the quickstart sample and kill a worker. Raises one of `exit_status.USER_ERRORS`."""
     started = time.monotonic()
-    file = _with_run_id(read_job_file(quickstart_file()), LocalState(work_dir))
+    file = _with_run_nonce(read_job_file(quickstart_file()), LocalState(work_dir))
     killer = Killer(display)
     evaluation: dict[str, Any] = {}
 
@@ -155,7 +155,7 @@ def _per_class(evaluation: dict[str, Any], model: str) -> dict[str, Any]:
     return {entry["label"]: entry for entry in figures.get("per_class", ())}
 
 
-def _with_run_id(file: JobFile, state: LocalState) -> JobFile:
+def _with_run_nonce(file: JobFile, state: LocalState) -> JobFile:
     """Start a new run after a completed demo; resume an interrupted one."""
     name = file.manifest["metadata"]["name"]
     before = next((job for job in state.jobs() if job.key.name == name), None)

@@ -31,7 +31,7 @@ from finetune_api.v1alpha1 import (
     Spec,
     Status,
 )
-from finetune_api.v1alpha1.status import MAX_HISTORY, MAX_PROMOTION_MESSAGE
+from finetune_api.v1alpha1.status import MAX_HISTORY, MAX_NOTES, MAX_PROMOTION_MESSAGE, MAX_WARNING_LENGTH
 
 from ..manifests import Manifest
 from ..observed import Observed, ObservedAttempt, has_ended
@@ -397,6 +397,7 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
     update: dict[str, object] = {"failure": None}
     if message.prepared is not None:
         update["resolved"] = _resolved(message.prepared)
+        update["notes"] = tuple(note[:MAX_WARNING_LENGTH] for note in message.prepared.notes[:MAX_NOTES])
     if message.trained is not None:
         update["artifact"] = ArtifactStatus(uri=message.trained.model_uri, digest=message.trained.digest)
     if message.evaluated is not None and status.run.artifact is not None:

@@ -117,7 +117,7 @@ CASES: dict[str, tuple[dict[str, Files], dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_labelled_rows_equal_those_of_files_without_duplicates(place, models, case):
+def test_labeled_rows_equal_those_of_files_without_duplicates(place, models, case):
     splits, data, remarks = CASES[case]
 
     def prepared(folder: str, *, by_hand: bool) -> Any:

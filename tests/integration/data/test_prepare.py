@@ -65,7 +65,7 @@ def test_a_classification_job_gets_stratified_splits_and_all_settings_chosen(pla
     assert f"train split: 48 rows, {tokens:,} tokens" in output
     assert set(prepared.notes) <= set(output)
     assert output[-1] == f"dataset written to {prepared.dataset_uri}"
-    assert {"check", "model", "fetch", "read", "split", "tokenise"} <= set(place.report.progress.phase_seconds)
+    assert {"check", "model", "fetch", "read", "split", "tokenize"} <= set(place.report.progress.phase_seconds)
 
     info = read_dataset_info(place.store, prepared.dataset_uri)
     assert info.label_counts["test"] == {"bad": 2, "good": 2, "mixed": 2}
@@ -352,9 +352,9 @@ def test_packs_are_refused_where_examples_would_not_be_kept_apart(place, bert, t
         place.prepare(mamba, {"train": texts, "packing": "Packed"})
     assert "spec.data.packing: Padded" in error.value.advice
     assert place.prepare(mamba, {"train": texts, "packing": "Padded"}).packs is None
-    labelled = sources(place.put("labelled.jsonl", jsonl([{"text": "good", "label": "a"}] * 20)))
+    labeled = sources(place.put("labeled.jsonl", jsonl([{"text": "good", "label": "a"}] * 20)))
     with pytest.raises(BadConfigError, match=r"spec\.data\.packing must be Padded or LengthGrouped for a classifier"):
-        place.prepare(bert, {"train": labelled, "packing": "Packed"})
+        place.prepare(bert, {"train": labeled, "packing": "Packed"})
 
 
 def save_state_space_model(folder):

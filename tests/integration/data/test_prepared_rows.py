@@ -17,7 +17,7 @@ from prepare_fixture import PrepareFixture
 from rows import chats, classified, jsonl
 
 
-def labelled(rows: int, labels: tuple[Any, ...]) -> list[dict[str, Any]]:
+def labeled(rows: int, labels: tuple[Any, ...]) -> list[dict[str, Any]]:
     return [
         {"text": f"text {i % 37} is a {'very ' * (i % 37 * 7 % 90)}good one", "label": labels[i % len(labels)]}
         for i in range(rows)
@@ -62,20 +62,20 @@ CASES: dict[str, tuple[str, dict[str, dict[str, bytes]], dict[str, Any]]] = {
     "labels": ("bert", {"train": {"a.jsonl": jsonl(classified(200))}}, {}),
     "equal texts, stratified validation only": (
         "bert",
-        {"train": {"a.jsonl": jsonl(labelled(300, ("x", "y", "y", "z")))}},
+        {"train": {"a.jsonl": jsonl(labeled(300, ("x", "y", "y", "z")))}},
         {"validation": {"fraction": 0.2, "stratify": True}, "test": {"fraction": 0.25, "stratify": False}},
     ),
     "stratified test only": (
         "bert",
-        {"train": {"a.csv": csv_of(labelled(120, ("x", "y", "y", "z"))), "b.jsonl": jsonl(labelled(90, ("y", "w")))}},
+        {"train": {"a.csv": csv_of(labeled(120, ("x", "y", "y", "z"))), "b.jsonl": jsonl(labeled(90, ("y", "w")))}},
         {"validation": {"fraction": 0.2, "stratify": False}, "test": {"fraction": 0.25, "stratify": True}},
     ),
     "spellings of labels": (
         "bert",
         {
             "train": {
-                "a.csv": csv_of(labelled(100, ("1.0", "True", "0.0", "e\u0301"))),
-                "b.jsonl": jsonl(labelled(90, (1, True, 0, "\xe9"))),
+                "a.csv": csv_of(labeled(100, ("1.0", "True", "0.0", "e\u0301"))),
+                "b.jsonl": jsonl(labeled(90, (1, True, 0, "\xe9"))),
             }
         },
         THIRDS,
@@ -84,8 +84,8 @@ CASES: dict[str, tuple[str, dict[str, dict[str, bytes]], dict[str, Any]]] = {
         "bert",
         {
             "train": {
-                "a.csv": csv_of(labelled(100, ("1.0", "1.5", "2.0"))),
-                "b.jsonl": jsonl(labelled(90, ("2.0", "TRUE"))),
+                "a.csv": csv_of(labeled(100, ("1.0", "1.5", "2.0"))),
+                "b.jsonl": jsonl(labeled(90, ("2.0", "TRUE"))),
             }
         },
         THIRDS,
@@ -93,15 +93,15 @@ CASES: dict[str, tuple[str, dict[str, dict[str, bytes]], dict[str, Any]]] = {
     "held-out files": (
         "bert",
         {
-            "train": {"a.jsonl.gz": gzip.compress(jsonl(labelled(90, ("b", "a"))), mtime=0)},
-            "validation": {"v.parquet": parquet_of(labelled(40, ("a", "b", "c")))},
-            "test": {"t.csv": csv_of(labelled(33, ("d", "b"))), "u.csv": csv_of(labelled(12, ("a", "b")))},
+            "train": {"a.jsonl.gz": gzip.compress(jsonl(labeled(90, ("b", "a"))), mtime=0)},
+            "validation": {"v.parquet": parquet_of(labeled(40, ("a", "b", "c")))},
+            "test": {"t.csv": csv_of(labeled(33, ("d", "b"))), "u.csv": csv_of(labeled(12, ("a", "b")))},
         },
         {"onBadRecord": "Skip"},
     ),
     "bad records": (
         "bert",
-        {"train": {"a.jsonl": jsonl(classified(50)) + BAD + jsonl(labelled(50, ("a", "b"))) + BAD}},
+        {"train": {"a.jsonl": jsonl(classified(50)) + BAD + jsonl(labeled(50, ("a", "b"))) + BAD}},
         {"onBadRecord": "Skip"},
     ),
     "documents": ("llama", {"train": {"a.jsonl": jsonl(documents(150)), "b.txt": b"one\ntwo\n\nthree " * 90}}, THIRDS),

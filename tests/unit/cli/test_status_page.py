@@ -139,6 +139,13 @@ def test_regression_sets_are_on_the_page_before_and_after_training() -> None:
     assert lines[at + 1] == "              chats: loss 1.25"
 
 
+def test_notes_of_the_prepare_stage_are_on_the_page() -> None:
+    notes = ["12 tokens added to the vocabulary: 1.88 -> 1.77 tokens per word", "ZeRO stage 2"]
+    lines = page(merged(BUSY, {"run": {"notes": notes}}))
+    at = lines.index("notes         12 tokens added to the vocabulary: 1.88 -> 1.77 tokens per word")
+    assert lines[at + 1] == "              ZeRO stage 2"
+
+
 def test_warnings_are_on_the_page() -> None:
     warnings = ["checkpoint 00000004-a0001 cannot be used: a blob is missing, " * 2, "no conditions"]
     lines = page(merged(BUSY, {"run": {"warnings": warnings}}))

@@ -108,6 +108,23 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         ),
         ("spec.training.learning_rate", 1, "spec.training.learning_rate: unknown field; did you mean learningRate?"),
         ("spec.suspend", "true", 'spec.suspend must be true or false, not "true"; write it without quotes'),
+        ("spec.runId", "a", "spec.runId: unknown field; it is called runNonce now"),
+        (
+            "spec.training.schedule",
+            "Cosine",
+            "spec.training.schedule: unknown field; it is called learningRateSchedule",
+        ),
+        ("spec.evaluation.baselines", [], "spec.evaluation.baselines: unknown field; it is called simpleBaselines now"),
+        (
+            "spec.checkpoint.maxStaleness",
+            "1m",
+            "spec.checkpoint.maxStaleness: unknown field; it is called uploadTimeout",
+        ),
+        (
+            "spec.method",
+            {"lora": {"targets": ["q"]}},
+            "spec.method.lora.targets: unknown field; did you mean targetModules",
+        ),
         ("spec.runNonce", 7, "spec.runNonce must be letters, digits, '.', '_' and '-', not 7"),
         ("spec.checkpoint.maxLostWork", 5, "spec.checkpoint.maxLostWork must be a duration such as 90s, 10m or 1h30m"),
         ("spec.workers", 2, "spec.workers must be an object with nodes, minNodes"),

@@ -9,9 +9,9 @@ from finetune_trainer.data.chat import renderer_of
 from finetune_trainer.data.formats import Formatter
 from finetune_trainer.data.prepare import make_formatter
 from finetune_trainer.data.problems import Place, RecordProblem
-from finetune_trainer.data.tokenise import FastTokenizer, loss_flags
+from finetune_trainer.data.tokenize import FastTokenizer, loss_flags
 from finetune_trainer.errors import ModelUnusableError
-from tokenised import Tokenised, tokenised
+from tokenized import Tokenized, tokenized
 
 PLACE = Place("s3://b/a.jsonl", 3)
 USER, SYSTEM = {"role": "user", "content": "What is 2+2?"}, {"role": "system", "content": "Be brief."}
@@ -40,7 +40,7 @@ def chat_formatter(template: str) -> tuple[Formatter, object]:
 def learnt(formatter: Formatter, tokenizer, record: dict, max_length: int = 512) -> list[str]:
     """The runs of tokens that carry loss, decoded."""
     example = formatter(record, PLACE)
-    rows, _ = tokenised([example], tokenizer, Task.CAUSAL_LM, max_length=max_length)
+    rows, _ = tokenized([example], tokenizer, Task.CAUSAL_LM, max_length=max_length)
     ((tokens, loss),) = rows
     stretches: list[list[int]] = []
     for index, token in enumerate(tokens.tolist()):
@@ -92,11 +92,11 @@ def test_an_instruction_without_a_template_ends_with_the_end_token(adds_bos):
     assert learnt(formatter, tokenizer, record) == ["so be it</s>"]
 
 
-def test_a_text_is_tokenised_as_by_the_tokenizer_itself():
+def test_a_text_is_tokenized_as_by_the_tokenizer_itself():
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = make_formatter(DataFormat.TEXT, data(DataFormat.TEXT), tokenizer, "s3://bucket/model")
     example = formatter({"text": "the quick fox"}, PLACE)
-    ((tokens, loss),), _ = tokenised([example], tokenizer, Task.CAUSAL_LM, max_length=99)
+    ((tokens, loss),), _ = tokenized([example], tokenizer, Task.CAUSAL_LM, max_length=99)
     assert tokens.tolist() == [*tokenizer("the quick fox").input_ids, tokenizer.eos_token_id]
     assert loss.all()
 
@@ -132,7 +132,7 @@ def test_rows_whose_answer_is_beyond_the_maximum_length_are_dropped_and_counted(
     long = {"messages": [USER | {"content": "why? " * 50}, ANSWER]}
     short = {"messages": [USER, ANSWER]}
     examples = [formatter(long, PLACE), formatter(short, PLACE)]
-    rows, counts = tokenised(examples, tokenizer, Task.CAUSAL_LM, max_length=60)
+    rows, counts = tokenized(examples, tokenizer, Task.CAUSAL_LM, max_length=60)
     assert len(rows) == 1
     assert (counts.truncated, counts.without_loss) == (1, 1)
     assert counts.tokens == counts.dropped_tokens + len(rows[0][0])
@@ -142,7 +142,7 @@ def test_a_classified_text_is_truncated_to_the_maximum_length_with_its_special_t
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = Formatter(DataFormat.CLASSIFICATION, Columns())
     examples = [formatter({"text": "very " * 30, "label": "b"}, PLACE), formatter({"text": "so", "label": "a"}, PLACE)]
-    rows, counts = tokenised(examples, tokenizer, Task.SEQUENCE_CLASSIFICATION, max_length=9)
+    rows, counts = tokenized(examples, tokenizer, Task.SEQUENCE_CLASSIFICATION, max_length=9)
     assert [len(tokens) for tokens, _ in rows] == [9, len(tokenizer("so").input_ids)]
     assert [label for _, label in rows] == ["b", "a"]
     assert rows[0][0][0] == tokenizer.bos_token_id
@@ -151,11 +151,11 @@ def test_a_classified_text_is_truncated_to_the_maximum_length_with_its_special_t
     assert (counts.tokens, counts.dropped_tokens) == (sum(whole), whole[0] - 9)
 
 
-def text_rows(texts: list[str], max_length: int) -> tuple[list[tuple], Tokenised, object]:
+def text_rows(texts: list[str], max_length: int) -> tuple[list[tuple], Tokenized, object]:
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = make_formatter(DataFormat.TEXT, data(DataFormat.TEXT), tokenizer, "s3://bucket/model")
     examples = [formatter({"text": text}, PLACE) for text in texts]
-    rows, counts = tokenised(examples, tokenizer, Task.CAUSAL_LM, max_length=max_length)
+    rows, counts = tokenized(examples, tokenizer, Task.CAUSAL_LM, max_length=max_length)
     return rows, counts, tokenizer
 
 
@@ -172,7 +172,7 @@ def test_a_long_text_is_split_into_rows_with_all_of_its_tokens(words):
 
 
 def test_the_rows_of_split_texts_are_in_the_order_of_the_texts(monkeypatch):
-    monkeypatch.setattr("finetune_trainer.data.tokenise.BATCH_CHARACTERS", 50)
+    monkeypatch.setattr("finetune_trainer.data.tokenize.BATCH_CHARACTERS", 50)
     rows, counts, tokenizer = text_rows(["the quick " * 9, "so", "a good film " * 7], 16)
     starts = [index for index, (row, _) in enumerate(rows) if row[0] == tokenizer.bos_token_id]
     ends = [index for index, (row, _) in enumerate(rows) if row[-1] == tokenizer.eos_token_id]

@@ -11,7 +11,7 @@ from finetune_trainer.data.messages import MEDIA_COLUMNS
 from finetune_trainer.data.prepare import make_formatter
 from finetune_trainer.data.problems import Place, RecordProblem
 from finetune_trainer.errors import ModelUnusableError
-from tokenised import tokenised
+from tokenized import tokenized
 
 PLACE, ROW = Place("s3://b/a.jsonl", 3), Place("s3://b/a.parquet", 3, "row")
 SYSTEM = {"role": "system", "content": "Answer in French."}
@@ -43,7 +43,7 @@ def formatter_of(template, data_format=DataFormat.CHAT, **tokenizer):
 
 def learnt(formatter, tokenizer, record, place=PLACE):
     """The complete text, and the parts of it that carry loss."""
-    rows, _ = tokenised([formatter(record, place)], tokenizer, Task.CAUSAL_LM, max_length=512)
+    rows, _ = tokenized([formatter(record, place)], tokenizer, Task.CAUSAL_LM, max_length=512)
     ((tokens, loss),) = rows
     stretches: list[list[int]] = []
     for index, token in enumerate(tokens.tolist()):

@@ -5,7 +5,7 @@ import pytest
 import tiny_models
 from finetune_trainer.data.formats import Example
 from finetune_trainer.data.problems import Place
-from finetune_trainer.data.tokenise import FastTokenizer, encode_labelled_spans, first_tokens
+from finetune_trainer.data.tokenize import FastTokenizer, encode_labeled_spans, first_tokens
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def example(words: str, labels: tuple[str, ...]) -> Example:
 def test_each_word_has_its_label_at_its_first_token():
     tokenizer = tiny_models.tiny_tokenizer()
     examples = [example("Ada wrote", ("PER", "O")), example("great good bad", ("O", "O", "X"))]
-    batch = encode_labelled_spans(examples, FastTokenizer.of(tokenizer), 64)
+    batch = encode_labeled_spans(examples, FastTokenizer.of(tokenizer), 64)
     assert batch.token_labels is not None
     row = 0
     for one, length in zip(examples, batch.row_lengths, strict=True):
@@ -54,7 +54,7 @@ def test_each_word_has_its_label_at_its_first_token():
         row += length
 
 
-def test_an_example_without_a_labelled_token_gives_no_row():
+def test_an_example_without_a_labeled_token_gives_no_row():
     tokenizer = FastTokenizer.of(tiny_models.tiny_tokenizer())
-    batch = encode_labelled_spans([Example("good", Place("a", 1), spans=((9, 12),), span_labels=("O",))], tokenizer, 8)
+    batch = encode_labeled_spans([Example("good", Place("a", 1), spans=((9, 12),), span_labels=("O",))], tokenizer, 8)
     assert (batch.rows.tolist(), len(batch.tokens), int(batch.dropped[0]) > 0) == ([0], 0, True)

@@ -15,11 +15,11 @@ from finetune_trainer.data.formats import Example, Formatter
 from finetune_trainer.data.info import Masking
 from finetune_trainer.data.masking import MaskedRows, count_chosen
 from finetune_trainer.data.problems import Place
-from finetune_trainer.data.tokenise import special_tokens
+from finetune_trainer.data.tokenize import special_tokens
 from finetune_trainer.errors import ModelUnusableError
 from finetune_trainer.tasks import IGNORED, TASKS
 from finetune_trainer.train.rows import PADDING_ROW, GlobalBatches, RowsWithPadding
-from tokenised import tokenised
+from tokenized import tokenized
 
 MASK, SPECIAL, VOCABULARY = 4, (0, 1, 2, 3, 4), 500
 TASK = TASKS[Task.MASKED_LM]
@@ -193,7 +193,7 @@ def example(tokenizer: Any, text: str) -> Example:
 def encoded(texts: list[str], max_length: int) -> tuple[Any, list[Any], Any]:
     tokenizer = tiny_models.masked_tokenizer()
     examples = [example(tokenizer, text) for text in texts]
-    rows, counts = tokenised(examples, tokenizer, Task.MASKED_LM, max_length=max_length)
+    rows, counts = tokenized(examples, tokenizer, Task.MASKED_LM, max_length=max_length)
     return tokenizer, rows, counts
 
 

@@ -30,7 +30,7 @@ def test_a_chart_uses_the_colors_of_the_page():
     assert "<style" not in text
 
 
-def test_a_histogram_has_labelled_edges():
+def test_a_histogram_has_labeled_edges():
     text = histogram("Lengths", (0, 10, 20, 30), (5, 0, 2), x_label="tokens")
     for word in (">0<", ">10<", ">30<", ">tokens<"):
         assert word in text

@@ -24,7 +24,7 @@ from finetune_operator.job_policy.rules import (
 from policy_cases import CASES, CREDENTIALS, ENDPOINT, IMAGE, POLICY
 
 DEFAULTS = Defaults(IMAGE, ENDPOINT, CREDENTIALS)
-LABELLED = {"requireLabelOnSecrets": True, "requireLabelOnVolumeClaims": True}
+LABELED = {"requireLabelOnSecrets": True, "requireLabelOnVolumeClaims": True}
 
 
 def spec(**blocks: Any) -> Spec:
@@ -137,7 +137,7 @@ CLAIMS = [("spec.workers.cache.claimName", "cache")]
         ({}, []),
         ({"requireLabelOnSecrets": True}, SECRETS),
         ({"requireLabelOnVolumeClaims": True}, CLAIMS),
-        (LABELLED, SECRETS + CLAIMS),
+        (LABELED, SECRETS + CLAIMS),
     ],
     ids=["none", "secrets", "claims", "both"],
 )
@@ -153,7 +153,7 @@ def test_the_default_credentials_need_no_label_but_only_as_credentials() -> None
         "storage": {"credentialsSecret": CREDENTIALS},
         "workers": {"env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": CREDENTIALS, "key": "k"}}}]},
     }
-    found = referenced_objects(spec(**blocks), JobPolicy.model_validate(LABELLED), DEFAULTS)
+    found = referenced_objects(spec(**blocks), JobPolicy.model_validate(LABELED), DEFAULTS)
     assert [one.path for one in found] == ["spec.workers.env[0].valueFrom.secretKeyRef.name"]
 
 
@@ -180,17 +180,17 @@ def in_all_blocks(settings: dict[str, Any]) -> dict[str, Any]:
     return {"workers": settings, "stages": {"prepare": settings, "evaluate": settings}}
 
 
-def labelled(**blocks: Any) -> tuple[list[str], list[str]]:
+def labeled(**blocks: Any) -> tuple[list[str], list[str]]:
     """Paths of the violations, and of the objects that need a label."""
-    policy = JobPolicy.model_validate({**LABELLED, **ALL_ACCESS})
+    policy = JobPolicy.model_validate({**LABELED, **ALL_ACCESS})
     found, named = violations(spec(**blocks), policy, DEFAULTS), referenced_objects(spec(**blocks), policy, DEFAULTS)
     return [one.path for one in found], [one.path for one in named]
 
 
 def test_secrets_and_claims_of_volumes_and_env_from_need_the_label_in_all_blocks() -> None:
-    assert labelled(**in_all_blocks(naming("s", "c"))) == ([], IN_VOLUMES)
+    assert labeled(**in_all_blocks(naming("s", "c"))) == ([], IN_VOLUMES)
     settings = {"envFrom": [{"configMapRef": {"name": "c"}}, {"secretRef": {"name": "s"}}]}
-    assert labelled(**in_all_blocks(settings)) == (
+    assert labeled(**in_all_blocks(settings)) == (
         [],
         [f"spec.{block}.envFrom[1].secretRef.name" for block in POD_BLOCKS],
     )
@@ -200,7 +200,7 @@ def test_secrets_and_claims_of_volumes_and_env_from_need_the_label_in_all_blocks
     "value", [5, 1.5, True, False, "", "../secrets", "A", "a/b", "a?b", "a\n", "a" * 254, [], ["s"], {}, {"name": "s"}]
 )
 def test_what_is_not_a_name_is_refused_and_never_read(value: Any) -> None:
-    assert labelled(**in_all_blocks(naming(value, value))) == (IN_VOLUMES, [])
+    assert labeled(**in_all_blocks(naming(value, value))) == (IN_VOLUMES, [])
 
 
 OTHER_TYPES: list[Any] = [5, True, "s", [5], ["s"], [[]]]
@@ -216,20 +216,20 @@ OTHER_TYPES: list[Any] = [5, True, "s", [5], ["s"], [[]]]
     ids=str,
 )
 def test_a_value_of_another_type_above_a_name_is_refused(volume: dict[str, Any]) -> None:
-    refused, named = labelled(workers={"volumes": [{"name": "v", **volume}]})
+    refused, named = labeled(workers={"volumes": [{"name": "v", **volume}]})
     assert (len(refused), named) == (1, [])
 
 
 @pytest.mark.parametrize("value", [None, {}, {"sources": None}, {"sources": []}, {"sources": [None, {}]}])
 def test_a_volume_that_names_nothing_needs_no_label(value: Any) -> None:
-    assert labelled(workers={"volumes": [{"name": "v", "projected": value or {}}]}) == ([], [])
+    assert labeled(workers={"volumes": [{"name": "v", "projected": value or {}}]}) == ([], [])
 
 
 def test_deep_content_is_read_without_recursion_into_it() -> None:
     deep: Any = "s"
     for _ in range(150):
         deep = [deep]
-    assert labelled(**in_all_blocks(naming(deep, deep))) == (IN_VOLUMES, [])
+    assert labeled(**in_all_blocks(naming(deep, deep))) == (IN_VOLUMES, [])
 
 
 @pytest.mark.parametrize(

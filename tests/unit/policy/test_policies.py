@@ -365,6 +365,13 @@ def test_status_keeps_the_revision_that_the_preparation_resolved() -> None:
     assert (chosen.requested_revision, chosen.model_revision) == ("v1", COMMIT)
 
 
+def test_status_has_the_notes_of_the_preparation_within_its_limits() -> None:
+    prepared = make_prepared(notes=("x" * 2000, *map(str, range(9))))
+    pod = replace(make_pod(0, 0), message=TerminationMessage(stage="prepare", exit_code=0, prepared=prepared))
+    found = folded(Observed((make_stage(Stage.PREPARE, ended="Complete", pods=(pod,)),))).run.notes
+    assert found == ("x" * 1024, *map(str, range(7)))
+
+
 @pytest.mark.parametrize(
     ("known", "begun", "number"),
     [

@@ -13,7 +13,7 @@ from finetune_trainer.tasks.entities import EntityLabels, entity_counts, entity_
 
 
 def entities_of(*texts: str) -> list[str]:
-    """Entities of labelled texts as `type first-last`; words are counted over all texts."""
+    """Entities of labeled texts as `type first-last`; words are counted over all texts."""
     words = [text.split() for text in texts]
     flat = [label for text in words for label in text]
     names = list(dict.fromkeys(flat))

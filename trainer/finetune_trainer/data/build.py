@@ -83,7 +83,7 @@ from .runs import (
 from .shards import ShardWriter
 from .shown_records import MOST_EXAMPLES, is_private, shown_change
 from .splits import Share, Splitter, split_groups
-from .tokenise import FastTokenizer
+from .tokenize import FastTokenizer
 from .workers import process_blocks, worker_count
 
 log = logging.getLogger("finetune")
@@ -382,22 +382,22 @@ def _process(spec: Spec, inputs: Inputs, steps: Steps, folder: Path, report: Pro
     rows.source_of = {file.uri: file.source for split, file in files if split == "train"}
     started = time.monotonic()
     seconds = 0.0
-    report.update(activity="reading and tokenising records", flush=True)
+    report.update(activity="reading and tokenizing records", flush=True)
     tasks = ((number, block) for number, (_, file) in enumerate(files) for block in blocks(file, plan.columns, size))
     workers = worker_count(text_bytes)
     if workers and not FastTokenizer.of(inputs.tokenizer).is_picklable():
-        log.warning("the data is tokenised in one process, because the tokenizer has parts that are written in Python")
+        log.warning("the data is tokenized in one process, because the tokenizer has parts that are written in Python")
         workers = 0
     for number, result in process_blocks(plan, tasks, workers):
         rows.add(result, number)
         seconds += result.seconds
         done = sum(source.rows for source in rows.sources)
-        report.update(activity=f"reading and tokenising: {done:,} records")
+        report.update(activity=f"reading and tokenizing: {done:,} records")
     # Workers format and encode in parallel, so the wall time is divided in proportion to the CPU time of each step.
     spent = time.monotonic() - started
-    tokenising = min(1.0, rows.tallies["encode"].counts[ENCODE_NS] / 1e9 / seconds) if seconds else 0.0
-    report.add_seconds("read", spent * (1 - tokenising))
-    report.add_seconds("tokenise", spent * tokenising)
+    tokenizing = min(1.0, rows.tallies["encode"].counts[ENCODE_NS] / 1e9 / seconds) if seconds else 0.0
+    report.add_seconds("read", spent * (1 - tokenizing))
+    report.add_seconds("tokenize", spent * tokenizing)
     return rows
 
 
@@ -450,7 +450,7 @@ class _Rows:
     def check_labels(self, *, of_tokens: bool) -> tuple[str, ...]:
         """Collect the label names of the training files; report and drop held-out examples with any other label."""
         names_of = self.token_names if of_tokens else self.names
-        things, column = ("labelled training tokens", "tags") if of_tokens else ("training records", "label")
+        things, column = ("labeled training tokens", "tags") if of_tokens else ("training records", "label")
         training = [(run, names) for (split, run), names in zip(self.runs, names_of, strict=True) if split == "train"]
         rows = sum(int((run.token_counts if of_tokens else run.counts).sum()) for run, _ in training)
         # Tokens beyond the maximum length are in no row, so labels that occur only there are not counted.

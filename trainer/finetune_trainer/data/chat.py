@@ -39,7 +39,7 @@ Render = Callable[[list[Message], bool, Values], Rendered]
 """(messages, add generation prompt, other variables) -> text, and the spans that the template itself marks."""
 
 TEMPLATE_DATE = date(2025, 1, 1)
-"""Result of `strftime_now` in chat templates. With the current date, the same data would be tokenised differently on
+"""Result of `strftime_now` in chat templates. With the current date, the same data would be tokenized differently on
 another day, and a restarted run or the evaluation would see other prompts than the training did."""
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -45,7 +45,7 @@ from .readers import Block, Columns, Record, file_type
 from .runs import Features, MakeFeatures, Run, RunWriter
 from .shown_records import MOST_EXAMPLES, shown_change
 from .sources import SourceFile
-from .tokenise import Encode, EncodedBatch, FastTokenizer, batches
+from .tokenize import Encode, EncodedBatch, FastTokenizer, batches
 
 Files = Mapping[str, tuple[SourceFile, ...]]
 """Split -> the files that the spec names for it."""

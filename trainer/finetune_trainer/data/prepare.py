@@ -138,7 +138,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
     _check_tokens(info, plan, tokenizer, spec.model.uri)
     regression_tokens = _prepare_regression_sets(spec, info, plan, tokenizer, store, runtime, report)
-    warnings = _model_warnings(config, plan, _labelled_plan(spec, model.path, task, info.labels))
+    warnings = _model_warnings(config, plan, _labeled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
         report.warn(text)
     vocabulary = _vocabulary(extension, base, dataset_uri, longest_allowed(_NO_LIMIT, facts, tokenizer), store, runtime)
@@ -445,16 +445,16 @@ def completed_facts(facts: ModelFacts, plan: WeightPlan, method: str, virtual_to
     return replace(facts, positions=positions, gradient_checkpointing=plan.gradient_checkpointing)
 
 
-def _labelled_plan(spec: Spec, folder: Path, task: Task, labels: tuple[str, ...]) -> WeightPlan:
+def _labeled_plan(spec: Spec, folder: Path, task: Task, labels: tuple[str, ...]) -> WeightPlan:
     """Raises BadConfigError if the labels of the data make a classifier new that the method would freeze."""
     plan = plan_weights(folder, spec.model.uri, task, labels)
     METHODS[spec.method.name].frozen_parameters(folder, spec.method.block, TASKS[task], plan.new)
     return plan
 
 
-def _model_warnings(config: TrainerConfig, plan: WeightPlan, labelled: WeightPlan) -> tuple[str, ...]:
-    """Warnings about the base model: `plan` is for its own labels, `labelled` for the labels of the data."""
-    found = [labelled.labels.note]
+def _model_warnings(config: TrainerConfig, plan: WeightPlan, labeled: WeightPlan) -> tuple[str, ...]:
+    """Warnings about the base model: `plan` is for its own labels, `labeled` for the labels of the data."""
+    found = [labeled.labels.note]
     if plan.unused:
         found.append(
             f"config.json of the base model does not describe {len(plan.unused)} of its weights, which are ignored: "

@@ -1,4 +1,4 @@
-"""Formats and tokenises the prompts of `spec.evaluation` like the training data.
+"""Formats and tokenizes the prompts of `spec.evaluation` like the training data.
 
 The prepare stage checks them and the evaluate stage generates from them, both with this code.
 """

@@ -34,7 +34,7 @@ from .problems import BadRecords
 from .readers import Record, read
 from .shards import ShardWriter, TokenDataset
 from .sources import SourceFile, fetch_sources
-from .tokenise import EncodedBatch
+from .tokenize import EncodedBatch
 
 SPLIT = "test"
 

@@ -21,7 +21,7 @@ from ..store.faults import disk_errors
 from .formats import Example
 from .labels import canonical_name
 from .splits import TRAIN, row_keys
-from .tokenise import EncodedBatch
+from .tokenize import EncodedBatch
 
 
 @dataclass

@@ -18,7 +18,7 @@ from .pipeline import BlockPlan, BlockResult, process_block
 from .readers import Block
 
 MIN_BYTES_FOR_WORKERS = 8 << 20
-"""Minimum size of the files for which workers are started. Starting one takes 0.9 s of CPU time, tokenising 8 MiB
+"""Minimum size of the files for which workers are started. Starting one takes 0.9 s of CPU time, tokenizing 8 MiB
 about 5 s."""
 _WORKER_BYTES = 256 << 20
 """Memory reserved for a worker: about 200 MiB were measured."""

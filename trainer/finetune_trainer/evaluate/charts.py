@@ -81,7 +81,7 @@ def line_chart(
     percent: bool = False,
     log_x: bool = False,
 ) -> Markup:
-    """A chart of one or more lines; `marks` are labelled vertical lines, `phases` thin ones with labels below. `log_x`:
+    """A chart of one or more lines; `marks` are labeled vertical lines, `phases` thin ones with labels below. `log_x`:
     the x axis is logarithmic."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure()

@@ -22,7 +22,7 @@ def answers(
 ) -> list[str]:
     """Greedy completions of at most `max_new_tokens` tokens, one per prompt.
 
-    The prompts are tokenised unchanged: `Formatter.prompt` has already formatted them like the training data, with the
+    The prompts are tokenized unchanged: `Formatter.prompt` has already formatted them like the training data, with the
     begin token. A prompt that does not fit into the model's context is truncated at its start. `virtual_tokens` is the
     number of positions that the model uses before every prompt.
     """

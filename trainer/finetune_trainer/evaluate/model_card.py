@@ -75,7 +75,7 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         ],
         worst=[row for row in compare.worst_classes(figures) if row.support][:5] if figures else [],
         pairs=compare.confused_pairs(figures, most=5) if figures else [],
-        labelled=TASKS[record.task].labelled,
+        labeled=TASKS[record.task].labeled,
         limits=limits(record, config, data),
         configuration=configuration,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", configuration)), default=0)),
@@ -118,7 +118,7 @@ def limits(record: Evaluation, config: TrainerConfig, data: DataSection) -> list
         if few:
             shown = compare.list_names(few, figures.hardly_tested + figures.untested)
             found.append(
-                f"Classes with fewer than {FEW_EXAMPLES} test {TASKS[record.task].labelled}s, whose metrics are "
+                f"Classes with fewer than {FEW_EXAMPLES} test {TASKS[record.task].labeled}s, whose metrics are "
                 f"imprecise: {shown}."
             )
         found.append("The model always predicts one of its classes, even if none applies.")

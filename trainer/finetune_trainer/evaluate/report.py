@@ -98,7 +98,7 @@ def render_report(inputs: ReportInputs) -> str:
             else [],
             tested=figures.classes - figures.untested if figures else 0,
             few=FEW_EXAMPLES,
-            labelled=TASKS[record.task].labelled,
+            labeled=TASKS[record.task].labeled,
             hardly_tested=compare.list_names(compare.hardly_tested(figures), figures.hardly_tested) if figures else "",
             untested=compare.list_names(compare.untested(figures), figures.untested) if figures else "",
             before_f1={row.id: row.f1 for row in before.per_class} if before else {},

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..data.info import Masking
-    from ..data.tokenise import Encode
+    from ..data.tokenize import Encode
 
 IGNORED = -100
 """Label that no loss falls on: padding, a prompt. It is the default of torch's cross-entropy."""
@@ -161,7 +161,7 @@ class TrainingTask(ABC):
     """The loss is normalized by rows, whose number is known without communication; otherwise by targets."""
     scores_are_answers: ClassVar[bool]
     """Whether `Measured.scores` are right and wrong answers; otherwise they are losses."""
-    labelled: ClassVar[str] = "example"
+    labeled: ClassVar[str] = "example"
     """What has a label, in the singular: the unit of the metrics of each class."""
     limits: ClassVar[tuple[str, ...]] = ()
     """Sentences of the model card about what the metrics do not say."""

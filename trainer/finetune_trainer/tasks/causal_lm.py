@@ -52,7 +52,7 @@ class CausalLM(TokenTask):
     @property
     def encode(self) -> Any:
         """Rows whose flags say which tokens carry loss; those without any are left out and counted."""
-        from ..data.tokenise import encode_language
+        from ..data.tokenize import encode_language
 
         return encode_language
 

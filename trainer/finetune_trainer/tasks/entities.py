@@ -1,4 +1,4 @@
-"""Entities in rows of labelled words, and how many of them a model finds. Pure, and importable without torch.
+"""Entities in rows of labeled words, and how many of them a model finds. Pure, and importable without torch.
 
 An entity is a run of words of one row with a type. It is found if the prediction has an entity with the same first
 word, last word and type (E. F. Tjong Kim Sang and F. De Meulder, "Introduction to the CoNLL-2003 Shared Task", 2003).

@@ -60,14 +60,14 @@ class MaskedLM(TokenTask):
     @property
     def encode(self) -> Any:
         """Rows between the tokenizer's special tokens; a text gives as many as it needs."""
-        from ..data.tokenise import encode_masked
+        from ..data.tokenize import encode_masked
 
         return encode_masked
 
     def masking(self, tokenizer: Any, uri: str) -> Any:
         """The tokenizer's mask token, and the tokens that a token may be replaced by."""
         from ..data.info import Masking
-        from ..data.tokenise import special_tokens
+        from ..data.tokenize import special_tokens
 
         if tokenizer.mask_token_id is None:
             raise ModelUnusableError(

@@ -55,7 +55,7 @@ class SequenceClassification(TrainingTask):
     @property
     def encode(self) -> Any:
         """One row for each text, cut to `max_length`, with the tokenizer's own special tokens."""
-        from ..data.tokenise import encode_classified
+        from ..data.tokenize import encode_classified
 
         return encode_classified
 

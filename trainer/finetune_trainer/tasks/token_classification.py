@@ -47,7 +47,7 @@ class TokenClassification(TokenTask):
     needs_pad_token = True  # fairseq's encoders count positions from it
     has_token_logits = False
     scores_are_answers = False  # the words of a text depend on each other, so the paired test compares losses of texts
-    labelled = "token"
+    labeled = "token"
     limits = (
         "Metrics of classes, accuracy and macro F1 count single words, by the prediction at their first token.",
         "It was trained on words with a space between them. Other texts must be divided into words in the same way.",
@@ -56,9 +56,9 @@ class TokenClassification(TokenTask):
     @property
     def encode(self) -> Any:
         """One row for each text, cut to `max_length`; the first token of each span carries its label."""
-        from ..data.tokenise import encode_labelled_spans
+        from ..data.tokenize import encode_labeled_spans
 
-        return encode_labelled_spans
+        return encode_labeled_spans
 
     def has_target(self, row: Mapping[str, Any]) -> bool:
         """Whether any token has a label."""

@@ -34,7 +34,7 @@ class Engine:
     phases: Phases | None = None
     """Absent: all parameters are trained from the first step."""
     rate_scale: RateScale = field(default_factory=RateScale)
-    """What the learning rates of `schedule` are multiplied with."""
+    """What the learning rates of `schedule` are multiplied by."""
 
     @property
     def module(self) -> nn.Module:

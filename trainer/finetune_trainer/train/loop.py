@@ -409,7 +409,7 @@ class TrainingLoop:
         apply_rates(self.schedule)
         if _is_main():
             log.info(
-                "the validation loss has not fallen below %.5g for %d evaluations: the learning rate is now %.3g",
+                "the validation loss has not fallen below %.5g for %d validations: the learning rate is now %.3g",
                 run.plateau.lowest,
                 before.evaluations_since + 1,
                 self.schedule.get_last_lr()[0],

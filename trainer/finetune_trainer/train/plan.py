@@ -64,7 +64,7 @@ class TrainingPlan:
         if self.schedule is Schedule.REDUCE_ON_PLATEAU and evaluations <= patience:
             return (
                 "the learning rate is never lowered: spec.training.learningRateSchedule ReduceOnPlateau waits for more "
-                f"than {patience} evaluations without a lower loss, and only {evaluations} can be; lower "
+                f"than {patience} validations without a lower loss, and only {evaluations} are possible; lower "
                 "spec.training.scheduleOptions.patience or spec.evaluation.everySteps",
             )
         return ()

@@ -16,7 +16,7 @@ _THRESHOLD = 1e-4
 
 @dataclass
 class RateScale:
-    """What the learning rates of a schedule are multiplied with."""
+    """What the learning rates of a schedule are multiplied by."""
 
     value: float = 1.0
 

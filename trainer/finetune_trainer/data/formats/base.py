@@ -18,7 +18,7 @@ from ..problems import Place, RecordProblem, listed, shown
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training example before tokenising."""
+    """One training example before tokenizing."""
 
     text: str
     place: Place

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.formats import Example
-from finetune_trainer.data.tokenise import FastTokenizer, batches
+from finetune_trainer.data.tokenize import FastTokenizer, batches
 from finetune_trainer.tasks import TASKS
 
 Row = tuple[NDArray[np.int32], str | NDArray[np.bool_]]
@@ -16,7 +16,7 @@ Row = tuple[NDArray[np.int32], str | NDArray[np.bool_]]
 
 
 @dataclass
-class Tokenised:
+class Tokenized:
     """Totals over all examples."""
 
     truncated: int = 0
@@ -27,10 +27,10 @@ class Tokenised:
     without_loss: int = 0
 
 
-def tokenised(examples: list[Example], tokenizer: Any, task: Task, *, max_length: int) -> tuple[list[Row], Tokenised]:
+def tokenized(examples: list[Example], tokenizer: Any, task: Task, *, max_length: int) -> tuple[list[Row], Tokenized]:
     """Rows as the step `encode` makes them."""
     rows: list[Row] = []
-    counts = Tokenised()
+    counts = Tokenized()
     for batch in batches(examples):
         encoded = TASKS[task].encode(batch, FastTokenizer.of(tokenizer), max_length)
         ends = np.cumsum(encoded.row_lengths)

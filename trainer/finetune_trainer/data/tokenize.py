@@ -1,4 +1,4 @@
-"""Tokenises examples in batches, with a fast tokenizer.
+"""Tokenizes examples in batches, with a fast tokenizer.
 
 Workers use the library `tokenizers` directly, with the settings of transformers: importing transformers would take
 half a second and 50 MiB in each of them.
@@ -148,9 +148,9 @@ def encode_classified(examples: list[Example], tokenizer: FastTokenizer, max_len
     )
 
 
-def encode_labelled_spans(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
+def encode_labeled_spans(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
     """One row per example, with the tokenizer's own special tokens, truncated to the maximum length. The first token of
-    each span has its label, the others have none. An example without labelled tokens gives no row."""
+    each span has its label, the others have none. An example without labeled tokens gives no row."""
     encodings = tokenizer.encode_truncated([example.text for example in examples], max_length, with_offsets=True)
     names: dict[str, int] = {}
     ids: list[int] = []
