@@ -36,8 +36,8 @@ class EvaluationNeeds:
     dtype: Dtype
     copies: int = 1
     """Models in memory at the same time, see `model_copies`."""
-    regression_tokens: int = 0
-    """Tokens of all regression sets."""
+    regression_tokens: int | None = 0
+    """Tokens of all regression sets; None: not known."""
 
     @property
     def memory_bytes(self) -> int:
@@ -56,7 +56,7 @@ class EvaluationNeeds:
         exports = len(formats) + (len(spec.output.gguf.types) - 1 if spec.output.gguf else 0)
         measured += exports - sum(not artifact.is_quantized for artifact in formats)
         generated = len(spec.evaluation.prompts) * spec.evaluation.max_new_tokens
-        tokens = measured * (self.test_tokens or 0) + candidates * (generated + self.regression_tokens)
+        tokens = measured * (self.test_tokens or 0) + candidates * (generated + (self.regression_tokens or 0))
         tokens += _RELOAD_TOKENS * exports
         return float(_FORWARD_FLOP * self.parameters * tokens)
 
@@ -64,5 +64,6 @@ class EvaluationNeeds:
         """GPUs of the evaluate pod: the value in the spec, otherwise 1 if a CPU would take too long and GPUs exist."""
         if spec.stages.evaluate.gpus is not None:
             return spec.stages.evaluate.gpus
-        is_long = self.flop(spec) > CPU_BUDGET_FLOP or (self.test_tokens is None and self.parameters > 0)
+        is_unknown = self.parameters > 0 and None in (self.test_tokens, self.regression_tokens)
+        is_long = self.flop(spec) > CPU_BUDGET_FLOP or is_unknown
         return int(spec.workers.gpus_per_node > 0 and is_long)

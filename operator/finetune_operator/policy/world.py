@@ -53,7 +53,8 @@ def evaluation_needs(resolved: ResolvedStatus | None, spec: Spec | None = None) 
         test_tokens=resolved.test_tokens,
         dtype=Dtype(resolved.dtype) if resolved.dtype else Dtype.FLOAT32,
         copies=1 if spec is None else model_copies(spec),
-        regression_tokens=resolved.regression_tokens or 0,
+        # Not known if the sets were added after the run was prepared.
+        regression_tokens=resolved.regression_tokens if spec is not None and spec.evaluation.regression_sets else 0,
     )
 
 

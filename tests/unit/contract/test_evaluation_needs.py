@@ -38,8 +38,8 @@ def test_an_evaluation_requests_a_gpu_only_if_a_cpu_would_take_too_long(
     assert needs.gpus(job.spec) == gpus
 
 
-@pytest.mark.parametrize(("regression_tokens", "gpus"), [(0, 0), (1_000, 0), (100_000, 1)])
-def test_the_tokens_of_regression_sets_count(regression_tokens: int, gpus: int) -> None:
+@pytest.mark.parametrize(("regression_tokens", "gpus"), [(0, 0), (1_000, 0), (100_000, 1), (None, 1)])
+def test_the_tokens_of_regression_sets_count(regression_tokens: int | None, gpus: int) -> None:
     spec = parse_job(make_job(training={"globalBatchSize": 512}, workers={"gpusPerNode": 1})).spec
     needs = EvaluationNeeds(
         parameters=BILLION // 2, test_tokens=1_000, dtype=Dtype.BFLOAT16, regression_tokens=regression_tokens

@@ -127,11 +127,23 @@ def test_lora_trains_the_new_rows_and_no_other_ones_and_the_merged_model_is_the_
     assert changed.tolist() == new
 
 
-@pytest.mark.parametrize(("family", "target"), [("llama", "lm_head"), ("llama-tied", "embed_tokens")])
+@pytest.mark.parametrize(
+    ("family", "target"), [("llama", "lm_head"), ("llama-tied", "embed_tokens"), ("llama", "model.embed_tokens")]
+)
 def test_a_layer_with_new_rows_is_no_target_of_lora(family: str, target: str, tmp_path: Path) -> None:
     folder = extended(tiny_models.save_tiny(family, tmp_path / "base"), tmp_path / "made").path
-    with pytest.raises(BadConfigError, match=f"must not name {target} with spec.model.vocabulary"):
+    with pytest.raises(
+        BadConfigError, match=rf"must not name {target.rsplit('.', maxsplit=1)[-1]} with spec.model.vocabulary"
+    ):
         METHODS["lora"].check(folder, Lora(target_modules=("q_proj", target)), TASKS[Task.CAUSAL_LM])
+
+
+def test_lora_does_not_tie_an_output_layer_that_only_config_json_ties(llama: Path, tmp_path: Path) -> None:
+    folder = extended(llama, tmp_path / "made").path
+    model: Any = load_model(folder, task=Task.CAUSAL_LM, labels=(), dtype=Dtype.FLOAT32, seed=1)
+    model.config.tie_word_embeddings = True
+    with pytest.raises(BadConfigError, match="ties lm_head to the embeddings, but its files have another matrix"):
+        METHODS["lora"].apply(model, Lora(), TASKS[Task.CAUSAL_LM], seed=1)
 
 
 def test_words_are_one_token_each_and_pieces_restore_the_tokens_of_the_base_model(llama: Path, tmp_path: Path) -> None:

@@ -94,12 +94,13 @@ class LoraMethod(AdapterMethod[Lora]):
     def peft_config_for(self, model: PreTrainedModel, block: Lora, task: TrainingTask) -> Any:
         """Also with the rows of the tokens of `spec.model.vocabulary`, which are trained as they are.
 
-        Raises BadConfigError if a layer with such rows is named as a target.
+        Raises BadConfigError if a layer with such rows is named as a target, or if PEFT would tie layers that are not.
         """
         config = super().peft_config_for(model, block, task)
         if new := list(getattr(model, "new_tokens", ())):
             layers = _token_layers(model)
-            if named := sorted({name.rpartition(".")[2] for name in layers} & {*(block.target_modules or ())}):
+            targets = {name.rpartition(".")[2] for name in block.target_modules or ()}
+            if named := sorted({name.rpartition(".")[2] for name in layers} & targets):
                 raise BadConfigError(
                     f"spec.method.lora.targetModules must not name {', '.join(named)} with spec.model.vocabulary: the "
                     "rows of new tokens are trained as they are",
@@ -195,14 +196,28 @@ def _initial_weights(model: Any) -> Weights:
 
 
 def _token_layers(model: PreTrainedModel) -> list[str]:
-    """Names of the embeddings and, if it has its own matrix, of the output layer."""
+    """Names of the embeddings and, if it has its own matrix, of the output layer.
+
+    Raises BadConfigError if the output layer has its own matrix although config.json ties it to the embeddings: PEFT
+    would train the rows of both as one.
+    """
     names = {id(module): name for name, module in model.named_modules()}
     inputs: Any = model.get_input_embeddings()
     outputs: Any = model.get_output_embeddings()
     layers = [names[id(inputs)]]
-    if outputs is not None and outputs.weight is not inputs.weight and not model.config.tie_word_embeddings:
-        layers.append(names[id(outputs)])
-    return layers
+    if outputs is None:
+        return layers
+    output = names[id(outputs)]
+    is_tied = outputs.weight is inputs.weight and f"{output}.weight" in model.all_tied_weights_keys
+    if is_tied:
+        return layers
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        raise BadConfigError(
+            f"spec.model.vocabulary must be absent with spec.method.lora and this model: its config.json ties {output} "
+            "to the embeddings, but its files have another matrix for it",
+            advice="write tie_word_embeddings: false into the config.json of the base model, or use spec.method.full",
+        )
+    return [*layers, output]
 
 
 def _lora_layers(model: Any) -> Iterator[tuple[str, Any]]:

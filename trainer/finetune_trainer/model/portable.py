@@ -57,9 +57,13 @@ def _use_older_tokenizer_names(folder: Path) -> None:
     if older == settings:
         return
     before = _read_tokenizer(folder)
+    is_same = False
     path.write_text(json.dumps(older, indent=2, ensure_ascii=False) + "\n")
-    if _read_tokenizer(folder) != before:
-        path.write_text(written)
+    try:
+        is_same = _read_tokenizer(folder) == before
+    finally:
+        if not is_same:
+            path.write_text(written)
 
 
 def _read_tokenizer(folder: Path) -> tuple[Any, ...]:

@@ -88,10 +88,11 @@ class _WandBRun(Session):
         self._run.config.update(dict(result.tags), allow_val_change=True)
 
     def end(self, outcome: Outcome) -> None:
-        if outcome is Outcome.STOPPED:
-            self._run.mark_preempting()  # the next attempt sends the newest row, and may validate its step before
-        else:
+        # Otherwise the next attempt or evaluation sends the newest row, and its step may be validated before.
+        if outcome in {Outcome.TRAINED, Outcome.EVALUATED}:
             self._send_row()
+        elif outcome is Outcome.STOPPED:
+            self._run.mark_preempting()
         try:
             self._run.finish(exit_code=0 if outcome in {Outcome.TRAINED, Outcome.EVALUATED} else 1)
         finally:
