@@ -76,6 +76,21 @@ def test_a_patience_that_outlasts_the_training_gets_a_warning(options: dict[str,
     assert ["never lowered" in warning for warning in plan.warnings] == [True] * warned
 
 
+@pytest.mark.parametrize(
+    ("early", "warned"),
+    [({"patience": 2}, True), ({"patience": 3}, False), ({"patience": 2, "metric": "Accuracy"}, False)],
+    ids=["ends before", "ends after", "another metric"],
+)
+def test_early_stopping_before_the_first_lower_rate_gets_a_warning(early: dict[str, Any], warned: bool) -> None:
+    training = {
+        "learningRateSchedule": "ReduceOnPlateau",
+        "scheduleOptions": {"patience": 2},
+        "earlyStopping": early,
+    }
+    plan = training_plan(train_config(training=training, evaluation={"everySteps": 1}))
+    assert ["earlyStopping ends the training" in warning for warning in plan.warnings] == [True] * warned
+
+
 @pytest.mark.parametrize(("steps", "logged"), [(2000, [*range(1, 2001)]), (2001, [1, *range(10, 2001, 10), 2001])])
 def test_short_runs_log_every_step_and_long_ones_every_tenth_the_first_and_the_last(
     steps: int, logged: list[int]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.trainer_config import PreparedConfig
-from finetune_api.v1alpha1 import Schedule, ScheduleOptions
+from finetune_api.v1alpha1 import Metric, Schedule, ScheduleOptions
 from finetune_api.v1alpha1.training import SCHEDULE_DEFAULTS
 
 from ..checkpoint.save_interval import SavePolicy
@@ -30,6 +30,9 @@ class TrainingPlan:
     saves: SavePolicy
     schedule: Schedule = Schedule.LINEAR
     options: ScheduleOptions | None = None
+    most_without_gain: int | None = None
+    """Validations without a lower loss after which early stopping ends the training. None: it does not, or watches
+    another metric."""
 
     def rate_factor(self, step: int) -> float:
         """Return the learning rate at a step, counted from 0, as a share of its peak; with ReduceOnPlateau, as long as
@@ -57,11 +60,21 @@ class TrainingPlan:
                 f"the learning rate hardly decays: {cycles} cycles of spec.training.learningRateSchedule "
                 f"CosineWithRestarts share {steps} steps; lower spec.training.scheduleOptions.cycles",
             )
+        return self._plateau_warnings() if self.schedule is Schedule.REDUCE_ON_PLATEAU else ()
+
+    def _plateau_warnings(self) -> tuple[str, ...]:
         patience = SCHEDULE_DEFAULTS["patience"] if self.options is None else self.options.patience
         patience = SCHEDULE_DEFAULTS["patience"] if patience is None else patience
-        # The first evaluation is the lowest loss so far, and the last one has no steps after it.
+        if self.most_without_gain is not None and self.most_without_gain <= patience:
+            return (
+                "the learning rate is hardly lowered: spec.training.earlyStopping ends the training after "
+                f"{self.most_without_gain} validations without a lower loss, and spec.training.learningRateSchedule "
+                f"ReduceOnPlateau waits for more than {patience}; lower spec.training.scheduleOptions.patience, or "
+                "raise spec.training.earlyStopping.patience",
+            )
+        # The first validation has the lowest loss so far, and the last one has no steps after it.
         evaluations = max(0, math.ceil(self.total_steps / max(1, self.evaluate_every)) - 2)
-        if self.schedule is Schedule.REDUCE_ON_PLATEAU and evaluations <= patience:
+        if evaluations <= patience:
             return (
                 "the learning rate is never lowered: spec.training.learningRateSchedule ReduceOnPlateau waits for more "
                 f"than {patience} validations without a lower loss, and only {evaluations} are possible; lower "
@@ -84,6 +97,7 @@ class TrainingPlan:
 def training_plan(config: PreparedConfig) -> TrainingPlan:
     """Return the plan of a run."""
     training, per_epoch, total = config.spec.training, config.steps_per_epoch, config.total_steps
+    early = training.early_stopping
     return TrainingPlan(
         steps_per_epoch=per_epoch,
         total_steps=total,
@@ -94,4 +108,5 @@ def training_plan(config: PreparedConfig) -> TrainingPlan:
         saves=SavePolicy.of(config.spec.checkpoint, total_steps=total),
         schedule=training.learning_rate_schedule,
         options=training.schedule_options,
+        most_without_gain=early.patience if early is not None and early.metric is Metric.LOSS else None,
     )
