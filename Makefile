@@ -193,6 +193,7 @@ LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11
 lock: $(VENV)/.ready-build ## Resolve requirements/*.txt to the newest versions
 	$(LOCK) requirements/build.in -o requirements/build.txt
 	$(LOCK) --no-deps requirements/models.in -o requirements/models.txt
+	$(LOCK) --no-deps requirements/trl.in -o requirements/trl.txt
 	$(LOCK) pyproject.toml --all-extras --group dev --group test -c requirements/build.txt -o requirements/test.txt
 	$(LOCK) pyproject.toml --extra local -c requirements/test.txt -o requirements/local.txt
 	$(LOCK) pyproject.toml --extra operator -c requirements/test.txt -o requirements/operator.txt

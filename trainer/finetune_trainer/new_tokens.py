@@ -18,7 +18,7 @@ class NewToken(Message):
     """The tokens that the tokenizer of the base model divides the text into."""
 
 
-class AddedTokens(Message):
+class NewTokens(Message):
     """`vocabulary.json`: the new tokens, sorted by id."""
 
     tokens: tuple[NewToken, ...]
@@ -29,13 +29,13 @@ class AddedTokens(Message):
         return {token.id: token.pieces for token in self.tokens}
 
 
-def read_added_tokens(folder: Path) -> AddedTokens:
+def read_new_tokens(folder: Path) -> NewTokens:
     """Read the new tokens of a model folder that has some."""
-    return AddedTokens.model_validate_json((folder / VOCABULARY_FILE).read_bytes())
+    return NewTokens.model_validate_json((folder / VOCABULARY_FILE).read_bytes())
 
 
 def new_token_ids(folder: Path) -> tuple[int, ...]:
     """Return the ids of the new tokens of a model folder, sorted. Empty: it has none."""
     if not (folder / VOCABULARY_FILE).exists():
         return ()
-    return tuple(token.id for token in read_added_tokens(folder).tokens)
+    return tuple(token.id for token in read_new_tokens(folder).tokens)

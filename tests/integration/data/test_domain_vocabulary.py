@@ -8,7 +8,7 @@ import pytest
 from finetune_trainer.data import build, prepare
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.model.tokenizer import load_tokenizer
-from finetune_trainer.new_tokens import AddedTokens
+from finetune_trainer.new_tokens import NewTokens
 from prepare_fixture import PrepareFixture
 from rows import classified, jsonl
 
@@ -32,9 +32,9 @@ def model_block(folder, **vocabulary: Any) -> dict[str, Any]:
     return {"uri": f"file://{folder}", "vocabulary": vocabulary}
 
 
-def added_tokens(place: PrepareFixture, prepared: Any) -> AddedTokens:
+def added_tokens(place: PrepareFixture, prepared: Any) -> NewTokens:
     uri = f"{place.uri}/out/models/{prepared.model_digest}/vocabulary.json"
-    return AddedTokens.model_validate_json(place.store.get(uri))
+    return NewTokens.model_validate_json(place.store.get(uri))
 
 
 def rows_of(place: PrepareFixture, prepared: Any, split: str) -> list[tuple[int, ...]]:

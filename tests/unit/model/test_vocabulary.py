@@ -21,7 +21,7 @@ from finetune_trainer.model.load import load_model
 from finetune_trainer.model.reload import reload_adapter, reload_model
 from finetune_trainer.model.vocabulary import Forms, choose_tokens, note_of, write_extended
 from finetune_trainer.model.weights import plan_weights
-from finetune_trainer.new_tokens import VOCABULARY_FILE, AddedTokens, read_added_tokens
+from finetune_trainer.new_tokens import VOCABULARY_FILE, NewTokens, read_new_tokens
 from finetune_trainer.tasks import TASKS
 from train_configs import train_config
 
@@ -41,7 +41,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_tiny("llama", tmp_path_factory.mktemp("llama"))
 
 
-def assert_means(before: torch.Tensor, after: torch.Tensor, added: AddedTokens) -> None:
+def assert_means(before: torch.Tensor, after: torch.Tensor, added: NewTokens) -> None:
     assert torch.equal(after[: len(before)], before)
     assert len(after) == len(before) + len(added.tokens)
     for token in added.tokens:
@@ -56,7 +56,7 @@ def test_every_new_row_of_input_and_output_is_the_mean_of_its_pieces(family: str
     made = extended(base, tmp_path / "made", task=Task.CAUSAL_LM if is_decoder else Task.SEQUENCE_CLASSIFICATION)
     kind: Any = AutoModelForCausalLM if is_decoder else AutoModel
     before, after = (kind.from_pretrained(folder) for folder in (base, made.path))
-    added = read_added_tokens(made.path)
+    added = read_new_tokens(made.path)
     assert {token.text.strip() for token in added.tokens} == {*WORDS}
     for find in ("get_input_embeddings", "get_output_embeddings"):
         old, new = getattr(before, find)(), getattr(after, find)()
@@ -84,7 +84,7 @@ def test_lora_trains_the_new_rows_and_no_other_ones_and_the_merged_model_is_the_
 ) -> None:
     task, matrices = LORA_FAMILIES[family]
     folder = extended(tiny_models.save_tiny(family, tmp_path / "base"), tmp_path / "made", task=task).path
-    new = [token.id for token in read_added_tokens(folder).tokens]
+    new = [token.id for token in read_new_tokens(folder).tokens]
     labels = ("a", "b") if task is Task.SEQUENCE_CLASSIFICATION else ()
     ids = torch.tensor([[5, new[0], 41, new[-1], 43, 2], [5, 60, new[1], 62, 63, 2]])
     config = train_config(
@@ -149,7 +149,7 @@ def test_lora_does_not_tie_an_output_layer_that_only_config_json_ties(llama: Pat
 def test_words_are_one_token_each_and_pieces_restore_the_tokens_of_the_base_model(llama: Path, tmp_path: Path) -> None:
     made = extended(llama, tmp_path / "made")
     old, new = (AutoTokenizer.from_pretrained(folder) for folder in (llama, made.path))
-    added = read_added_tokens(made.path)
+    added = read_new_tokens(made.path)
     for text in ("myocarditis after COVID-19", "a (COVID-19) is a naïve fox.\nmyocarditis", "the quick brown fox"):
         ids = new(text)["input_ids"]
         assert [piece for token in ids for piece in added.pieces.get(token, (token,))] == old(text)["input_ids"]
@@ -168,7 +168,7 @@ def test_rows_in_reserve_are_used_before_new_ones_are_added(llama: Path, tmp_pat
     after = AutoModelForCausalLM.from_pretrained(made.path)
     assert after.config.vocab_size == len(tokenizer) + 59
     before = model.get_input_embeddings().weight
-    for token in read_added_tokens(made.path).tokens:
+    for token in read_new_tokens(made.path).tokens:
         mean = sum(before[piece].double() for piece in token.pieces) / len(token.pieces)
         assert torch.equal(after.get_input_embeddings().weight[token.id], mean.float())
 
@@ -186,7 +186,7 @@ def test_models_in_several_files_and_16_bits_are_extended(llama: Path, tmp_path:
     )
     assert index["metadata"]["total_size"] == size
     after = AutoModelForCausalLM.from_pretrained(made.path, dtype=torch.bfloat16)
-    assert_means(model.lm_head.weight, after.lm_head.weight, read_added_tokens(made.path))
+    assert_means(model.lm_head.weight, after.lm_head.weight, read_new_tokens(made.path))
     assert torch.equal(after.model.layers[1].mlp.up_proj.weight, model.model.layers[1].mlp.up_proj.weight)
 
 

@@ -281,10 +281,10 @@ def _base_tokens(config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv
     from tokenizers import Tokenizer
 
     from ..model.vocabulary import BASE_TOKENIZER_FILE
-    from ..new_tokens import read_added_tokens
+    from ..new_tokens import read_new_tokens
 
     folder = prepared_model(config, store, runtime).path
-    return BaseTokens(Tokenizer.from_file(str(folder / BASE_TOKENIZER_FILE)), read_added_tokens(folder).pieces)
+    return BaseTokens(Tokenizer.from_file(str(folder / BASE_TOKENIZER_FILE)), read_new_tokens(folder).pieces)
 
 
 def _vocabulary_notes(

@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer
 from finetune_api.v1alpha1 import Task
 
 from ..errors import BadConfigError, ModelUnusableError
-from ..new_tokens import VOCABULARY_FILE, AddedTokens, NewToken
+from ..new_tokens import VOCABULARY_FILE, NewToken, NewTokens
 from .fetch import ModelFolder, listed_folder
 from .files import CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, tokenizer_files
 from .inspect import tensor_shapes
@@ -49,7 +49,7 @@ class Extension:
     """A tokenizer with new tokens."""
 
     tokenizer: Any
-    tokens: AddedTokens
+    tokens: NewTokens
     known: tuple[str, ...]
     """Words of the spec that are tokens of the base model."""
     base: Tokenizer
@@ -192,7 +192,7 @@ def choose_tokens(forms: Forms, words: Sequence[str], learned: Iterable[str], mo
             advice=f"write other words, or remove {_FIELD}",
         )
     tokens = [NewToken(id=ids[form], text=form, pieces=found) for form, found in (chosen | taken).items()]
-    added = AddedTokens(tokens=tuple(sorted(tokens, key=lambda token: token.id)))
+    added = NewTokens(tokens=tuple(sorted(tokens, key=lambda token: token.id)))
     return Extension(tokenizer, added, tuple(known), forms.backend)
 
 
@@ -334,7 +334,7 @@ def _not_extensible(uri: str, why: str) -> ModelUnusableError:
     )
 
 
-def _write_weights(source: Path, target: Path, names: Collection[str], rows: int, added: AddedTokens) -> int:
+def _write_weights(source: Path, target: Path, names: Collection[str], rows: int, added: NewTokens) -> int:
     """Copy a safetensors file with matrices of `rows` rows under these names. Returns the number of added bytes.
 
     The file has the length of its header (8 bytes, little-endian), a JSON header, and the tensors without gaps.
@@ -381,7 +381,7 @@ def _copy(file: BinaryIO, out: BinaryIO, count: int) -> None:
             raise OSError("the weight file is shorter than its header says")
 
 
-def _extended_matrix(content: bytes, entry: Mapping[str, Any], rows: int, added: AddedTokens) -> bytes:
+def _extended_matrix(content: bytes, entry: Mapping[str, Any], rows: int, added: NewTokens) -> bytes:
     """The bytes of a matrix with a row for every new token. Rows that a model had in reserve are replaced."""
     dtype, shape = _TYPES[entry["dtype"]], list(entry["shape"])
     matrix = torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)
