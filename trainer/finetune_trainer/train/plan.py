@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Metric, Schedule, ScheduleOptions
-from finetune_api.v1alpha1.training import SCHEDULE_DEFAULTS
 
 from ..checkpoint.save_interval import SavePolicy
-from .schedule import rate_factor
+from .schedule import rate_factor, resolved_options
 
 DENSE_LOG_STEPS = 2000
 """Trainings of up to this many steps log every step, longer ones every tenth."""
@@ -53,7 +52,7 @@ class TrainingPlan:
                 "spec.training.learningRateSchedule InverseSqrt without a warmup hardly lowers the learning rate: "
                 f"after {self.total_steps} steps it is still {last:.0%} of its peak; set spec.training.warmup",
             )
-        cycles = (self.options and self.options.cycles) or SCHEDULE_DEFAULTS["cycles"]
+        cycles = resolved_options(self.options)["cycles"]
         steps = self.total_steps - self.warmup_steps
         if self.schedule is Schedule.COSINE_WITH_RESTARTS and steps < 2 * cycles:
             return (
@@ -63,8 +62,7 @@ class TrainingPlan:
         return self._plateau_warnings() if self.schedule is Schedule.REDUCE_ON_PLATEAU else ()
 
     def _plateau_warnings(self) -> tuple[str, ...]:
-        patience = SCHEDULE_DEFAULTS["patience"] if self.options is None else self.options.patience
-        patience = SCHEDULE_DEFAULTS["patience"] if patience is None else patience
+        patience = resolved_options(self.options)["patience"]
         if self.most_without_gain is not None and self.most_without_gain <= patience:
             return (
                 "the learning rate is hardly lowered: spec.training.earlyStopping ends the training after "

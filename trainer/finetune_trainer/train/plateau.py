@@ -8,7 +8,8 @@ between attempts.
 from dataclasses import dataclass, replace
 
 from finetune_api.v1alpha1 import ScheduleOptions
-from finetune_api.v1alpha1.training import SCHEDULE_DEFAULTS
+
+from .schedule import resolved_options
 
 _THRESHOLD = 1e-4
 """Share of the lowest loss by which a lower one must differ from it."""
@@ -35,7 +36,7 @@ class PlateauState:
         """Return the state after one more evaluation."""
         if self.lowest is None or loss < self.lowest * (1.0 - _THRESHOLD):
             return replace(self, lowest=loss, evaluations_since=0)
-        chosen = SCHEDULE_DEFAULTS | ({} if options is None else options.model_dump(exclude_none=True))
+        chosen = resolved_options(options)
         count = self.evaluations_since + 1
         if count <= chosen["patience"]:
             return replace(self, evaluations_since=count)

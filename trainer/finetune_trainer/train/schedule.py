@@ -35,6 +35,11 @@ class _Shape:
         return (step - self.warmup) / max(1, self.total - self.warmup)
 
 
+def resolved_options(options: ScheduleOptions | None) -> dict[str, float | int]:
+    """Return the value of each option: that of the spec, else the default."""
+    return SCHEDULE_DEFAULTS | ({} if options is None else options.model_dump(exclude_none=True))
+
+
 def rate_factor(
     schedule: Schedule, step: int, *, warmup: int, total: int, options: ScheduleOptions | None = None
 ) -> float:
@@ -57,8 +62,7 @@ def rate_factor(
     """
     if step < warmup:
         return step / warmup
-    chosen = {} if options is None else options.model_dump(exclude_none=True)
-    resolved = SCHEDULE_DEFAULTS | chosen
+    resolved = resolved_options(options)
     floor = float(resolved["min_learning_rate_ratio"])
     shape = _Shape(warmup, total, resolved["power"], int(resolved["cycles"]), resolved["decay_ratio"])
     factor = _DECAYS[schedule](step, shape)
