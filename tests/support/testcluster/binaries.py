@@ -7,6 +7,7 @@ of them. A build is cached under a hash of all its inputs.
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -101,6 +102,26 @@ def go_version() -> str:
         raise MissingError("Go 1.26 or newer is not on the path; it is required to build the cluster's programs")
     names = ["GOVERSION", "GOOS", "GOARCH"]
     return subprocess.run(["go", "env", *names], cwd=MODULE, capture_output=True, text=True, check=True).stdout
+
+
+@dataclass(frozen=True)
+class DownloadedModule:
+    """The files of a Go module in the module cache."""
+
+    folder: Path
+    checksum: str
+    """As in go.sum."""
+
+
+def downloaded_module(programs: Programs, module: str) -> DownloadedModule:
+    """A Go module in the version that these programs require, or in its own one, `PATH@VERSION`. Go downloads it if
+    necessary."""
+    command = ["go", "mod", "download", "-json", module]
+    done = subprocess.run(command, cwd=programs.module, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise MissingError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    found = json.loads(done.stdout)
+    return DownloadedModule(Path(found["Dir"]), found["Sum"])
 
 
 def built(programs: Programs, say: Say = print) -> Path:

@@ -42,15 +42,11 @@ def install_crds(control: ControlPlane) -> None:
 
 
 def _sources(module: str) -> Path:
-    """The folder of a module's files, which Go downloads if necessary."""
-    command = ["go", "mod", "download", "-json", module]
-    done = subprocess.run(command, cwd=binaries.FLUX.module, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise MissingError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    found = json.loads(done.stdout)
-    if module == SOURCES and found["Sum"] != SOURCES_SUM:
-        raise MissingError(f"{module} has the checksum {found['Sum']}, not {SOURCES_SUM}")
-    return Path(found["Dir"])
+    """The folder of a module's files."""
+    found = binaries.downloaded_module(binaries.FLUX, module)
+    if module == SOURCES and found.checksum != SOURCES_SUM:
+        raise MissingError(f"{module} has the checksum {found.checksum}, not {SOURCES_SUM}")
+    return found.folder
 
 
 class Flux:
