@@ -2,10 +2,12 @@
 
 import logging
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
+from finetune_api.trainer_config import Prepared
 from finetune_trainer.data import build, comparison
 from finetune_trainer.data.info import DATASET_FILE, read_dataset_info
 from finetune_trainer.errors import BadConfigError, BadDataError
@@ -70,6 +72,19 @@ def test_rows_of_dirty_files_equal_those_of_clean_files(place: PrepareFixture, m
     assert "jo@example.com" not in info.model_dump_json()
 
 
+def same_dataset(place: PrepareFixture, results: Iterable[Prepared]) -> Prepared:
+    """The last of some results of the prepare stage, each of which has built the same dataset anew."""
+    found = set()
+    for prepared in results:
+        assert not prepared.reused
+        uri = f"{prepared.dataset_uri}/{DATASET_FILE}"
+        found.add(place.store.get(uri))
+        place.store.delete(uri)
+    assert len(found) == 1
+    place.store.put(uri, found.pop())
+    return prepared
+
+
 @pytest.mark.parametrize("split", ["fraction", "files", "groups"])
 def test_rows_are_the_same_with_any_number_of_processes_and_blocks(place, models, monkeypatch, split) -> None:
     rows = dirty(150)
@@ -81,21 +96,19 @@ def test_rows_are_the_same_with_any_number_of_processes_and_blocks(place, models
     }[split]
     uris = [{"uri": place.put(f"{name}.jsonl", jsonl(part))} for name, part in (("a", rows[:250]), ("b", rows[250:]))]
     data = {"train": uris, **more, "cleaning": {"nearDuplicates": 0.7, "testOverlap": True, "unicode": True}}
-    found = set()
-    for workers, size in ((0, 3000), (2, 3000), (0, None)):
-        with monkeypatch.context() as patch:
-            if size is not None:
-                for name in ("BLOCK_BYTES", "_LARGEST_BLOCK", "_BUCKET_BYTES"):
-                    patch.setattr(build, name, size)
-                patch.setattr(comparison, "_RANGE", 500)
-            patch.setattr(build, "worker_count", lambda _, count=workers: count)
-            prepared = place.prepare(models["bert"], data)
-        assert not prepared.reused
-        uri = f"{prepared.dataset_uri}/{DATASET_FILE}"
-        found.add(place.store.get(uri))
-        place.store.delete(uri)
-    assert len(found) == 1
-    place.store.put(uri, found.pop())
+
+    def results():
+        for workers, size in ((0, 3000), (2, 3000), (0, None)):
+            with monkeypatch.context() as patch:
+                if size is not None:
+                    for name in ("BLOCK_BYTES", "_LARGEST_BLOCK", "_BUCKET_BYTES"):
+                        patch.setattr(build, name, size)
+                    patch.setattr(comparison, "_RANGE", 500)
+                patch.setattr(build, "worker_count", lambda _, count=workers: count)
+                prepared = place.prepare(models["bert"], data)
+            yield prepared
+
+    prepared = same_dataset(place, results())
     info = read_dataset_info(place.store, prepared.dataset_uri)
     assert info.dropped["near duplicates"] >= 290
     assert ("test overlap" in info.dropped) == (split == "files")
@@ -167,19 +180,17 @@ def filtered_files(place: PrepareFixture) -> list[dict[str, str]]:
 
 def test_filters_count_reasons_and_give_the_same_rows_with_any_number_of_processes(place, models, monkeypatch) -> None:
     data = {"train": filtered_files(place), "format": "Text", **NO_SPLITS, "cleaning": FILTERED}
-    found = set()
-    for workers in (0, 2):
-        with monkeypatch.context() as patch:
-            for name in ("BLOCK_BYTES", "_LARGEST_BLOCK"):
-                patch.setattr(build, name, 1000)
-            patch.setattr(build, "worker_count", lambda _, count=workers: count)
-            prepared = place.prepare(models["llama"], data)
-        assert not prepared.reused
-        uri = f"{prepared.dataset_uri}/{DATASET_FILE}"
-        found.add(place.store.get(uri))
-        place.store.delete(uri)
-    assert len(found) == 1
-    place.store.put(uri, found.pop())
+
+    def results():
+        for workers in (0, 2):
+            with monkeypatch.context() as patch:
+                for name in ("BLOCK_BYTES", "_LARGEST_BLOCK"):
+                    patch.setattr(build, name, 1000)
+                patch.setattr(build, "worker_count", lambda _, count=workers: count)
+                prepared = place.prepare(models["llama"], data)
+            yield prepared
+
+    prepared = same_dataset(place, results())
     info = read_dataset_info(place.store, prepared.dataset_uri)
     assert {rule.rule: rule.reasons for rule in info.rules} == {
         "languages": {"de": 60, "fr": 60},
