@@ -5,6 +5,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Self
 
@@ -14,6 +15,7 @@ from pydantic.alias_generators import to_camel
 from .scope import Scope
 
 
+@cache
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
     """Return the docstrings under the attributes of a model and of its base classes, by attribute."""
     found: dict[str, str] = {}
