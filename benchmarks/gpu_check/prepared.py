@@ -24,7 +24,7 @@ from finetune_api.trainer_config import (
     TrainerConfig,
     World,
 )
-from finetune_api.v1alpha1 import DataFormat, Packing, Spec, Task
+from finetune_api.v1alpha1 import Batching, DataFormat, Spec, Task
 from finetune_trainer.data.info import DATASET_FILE, DatasetInfo
 from finetune_trainer.data.shards import ShardWriter
 from finetune_trainer.methods import METHODS
@@ -87,7 +87,7 @@ class _Maker:
         source, uri = self._assets / "data" / case.data, f"s3://{BUCKET}/datasets/{case.data}"
         self._store.upload_folder(source, uri)
         found = Prepared.model_validate_json((self._assets / f"{case.data}.json").read_text())
-        return found.model_copy(update={"dataset_uri": uri, "packing": Packing.PADDED})
+        return found.model_copy(update={"dataset_uri": uri, "packing": Batching.PADDED})
 
     def _random_rows(self, case: Case) -> Prepared:
         vocabulary = case.sizes["vocab_size"]
@@ -120,7 +120,7 @@ class _Maker:
             format=info.format,
             task=info.task,
             dtype=case.dtype,
-            packing=Packing.PADDED,
+            packing=Batching.PADDED,
             zero_stage=case.zero,
             counts=info.counts,
         )
@@ -148,12 +148,12 @@ def trainer_config(case: Case, model: Path, settings: StorageSettings, *, gpu: b
         "data": {
             "train": [{"uri": f"s3://{BUCKET}/rows.jsonl"}],
             "maxLength": case.length,
-            "packing": Packing.PADDED.value,
         },
         "method": case.method,
         "training": {
             "maxSteps": case.steps,
             "learningRate": case.rate,
+            "batching": Batching.PADDED.value,
             "learningRateSchedule": "Constant",
             "globalBatchSize": size,
             "microBatchSize": case.micro,

@@ -161,9 +161,9 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "spec.evaluation": (
         (
-            "!has(self.promote) || !has(self.promote.minGainOverBaseline) || self.baseline",
-            "promote.minGainOverBaseline must be absent if the base model is not evaluated; remove it, or set baseline "
-            "to true",
+            "!has(self.promote) || !has(self.promote.minGainOverBaseModel) || self.baseModel",
+            "promote.minGainOverBaseModel must be absent if the base model is not evaluated; remove it, or set "
+            "baseModel to true",
         ),
     ),
     "spec.evaluation.promote.thresholds[]": (

@@ -49,9 +49,9 @@ class EvaluationNeeds:
         """Floating-point operations of the forward passes: test split, regression sets and sample answers of each
         candidate, the test split of the promoted model, of the pruned base model and of the exports with quantized
         weights, and the comparison of each export with the trained model."""
-        candidates = 2 if spec.evaluation.baseline else 1
+        candidates = 2 if spec.evaluation.base_model else 1
         is_pruned = spec.method.pruning is not None
-        measured = candidates + (spec.evaluation.promote is not None) + (is_pruned and spec.evaluation.baseline)
+        measured = candidates + (spec.evaluation.promote is not None) + (is_pruned and spec.evaluation.base_model)
         formats = set(spec.output.formats)
         exports = len(formats) + (len(spec.output.gguf.types) - 1 if spec.output.gguf else 0)
         measured += exports - sum(not artifact.is_quantized for artifact in formats)

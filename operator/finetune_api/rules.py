@@ -845,16 +845,16 @@ def _promotion(spec: Spec) -> Iterator[Violation]:
             )
     if spec.data.test.fraction == 0.0:
         yield Violation(path, "must have a test split; set spec.data.test.fraction above 0")
-    if promote.min_gain_over_baseline is not None and not spec.evaluation.baseline:
+    if promote.min_gain_over_base_model is not None and not spec.evaluation.base_model:
         yield Violation(
-            f"{path}.minGainOverBaseline",
-            "must be absent if the base model is not evaluated; remove it, or set spec.evaluation.baseline to true",
+            f"{path}.minGainOverBaseModel",
+            "must be absent if the base model is not evaluated; remove it, or set spec.evaluation.baseModel to true",
         )
-    if promote.max_regression is not None and not (spec.evaluation.baseline and spec.evaluation.regression_sets):
+    if promote.max_regression is not None and not (spec.evaluation.base_model and spec.evaluation.regression_sets):
         yield Violation(
             f"{path}.maxRegression",
             "must be absent unless the base model is evaluated on regression sets; remove it, or set "
-            "spec.evaluation.regressionSets and set spec.evaluation.baseline to true",
+            "spec.evaluation.regressionSets and set spec.evaluation.baseModel to true",
         )
     if ArtifactFormat.MERGED not in spec.output.formats:
         yield Violation(

@@ -15,6 +15,7 @@ from .v1alpha1 import (
     METRIC_SUPPORT,
     TASK_SUPPORT,
     ArtifactFormat,
+    Batching,
     DataFormat,
     Dtype,
     Method,
@@ -22,7 +23,6 @@ from .v1alpha1 import (
     Metric,
     Offload,
     Output,
-    Packing,
     Quantization,
     SimpleBaseline,
     Spec,
@@ -190,13 +190,13 @@ class Support:
                 requirement=_checkpointing(row.gradient_checkpointing, with_method),
                 refused=refused,
             )
-        if refused := _others(tuple(Packing), row.packings):
+        if refused := _others(tuple(Batching), row.batchings):
             yield restriction(
-                "data.packing",
-                values=_packing,
-                allowed=row.packings,
-                within=_cel_within("data.packing"),
-                requirement=_one_of(row.packings, with_method),
+                "training.batching",
+                values=_batching,
+                allowed=row.batchings,
+                within=_cel_within("training.batching"),
+                requirement=_one_of(row.batchings, with_method),
                 refused=refused,
             )
         yield from self._quantization_of_method(method, row)
@@ -278,13 +278,13 @@ class Support:
                 requirement=lambda value: f"must not have {value} for a {row.model}; write {_any_of(row.artifacts)}",
                 refused=refused,
             )
-        if refused := _others(tuple(Packing), row.packings):
+        if refused := _others(tuple(Batching), row.batchings):
             yield restriction(
-                "data.packing",
-                values=_packing,
-                allowed=row.packings,
-                within=_cel_within("data.packing"),
-                requirement=_one_of(row.packings, f"for a {row.model}"),
+                "training.batching",
+                values=_batching,
+                allowed=row.batchings,
+                within=_cel_within("training.batching"),
+                requirement=_one_of(row.batchings, f"for a {row.model}"),
                 refused=refused,
             )
         if not row.answers_prompts:
@@ -367,7 +367,7 @@ class Support:
                 _listed(self._tasks(row)),
                 _listed(row.zero_stages),
                 _listed(_text(value) for value in row.gradient_checkpointing),
-                _listed(row.packings),
+                _listed(row.batchings),
                 _listed(row.quantizations) or "none",
                 _listed(row.formats),
             ]
@@ -377,7 +377,7 @@ class Support:
             [
                 f"`{task}`",
                 _listed(row.formats),
-                _listed(row.packings),
+                _listed(row.batchings),
                 _listed(row.metrics),
                 _headline(row),
                 _listed(row.baselines) or "none",
@@ -387,14 +387,14 @@ class Support:
             for task, row in self.tasks.items()
         ]
         methods = ["`spec.method`", "`model.task`", "`deepspeed.zeroStage`", "`training.gradientCheckpointing`"]
-        methods += ["`data.packing`", "`model.quantization`", "`output.formats`"]
+        methods += ["`training.batching`", "`model.quantization`", "`output.formats`"]
         return _PAGE.format(
             methods=_markdown(methods, by_method),
             tasks=_markdown(
                 [
                     "`model.task`",
                     "`data.format`",
-                    "`data.packing`",
+                    "`training.batching`",
                     "metrics",
                     "compared by",
                     "`evaluation.simpleBaselines`",
@@ -492,8 +492,8 @@ def _zero_stage(spec: Spec) -> tuple[int, ...]:
     return () if spec.deepspeed.zero_stage is None else (spec.deepspeed.zero_stage,)
 
 
-def _packing(spec: Spec) -> tuple[Packing, ...]:
-    return () if spec.data.packing is None else (spec.data.packing,)
+def _batching(spec: Spec) -> tuple[Batching, ...]:
+    return () if spec.training.batching is None else (spec.training.batching,)
 
 
 def _one_of(allowed: Sequence[Any], reason: str) -> Callable[[str], str]:

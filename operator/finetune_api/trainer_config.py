@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .constants import Stage
 from .run_layout import RunLayout, run_name
-from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, DataFormat, Dtype, Packing, Spec, Task
+from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, Batching, DataFormat, Dtype, Spec, Task
 from .v1alpha1.training import DEFAULT_EPOCHS
 
 
@@ -67,7 +67,7 @@ class World(Exchanged):
 
 class BatchPlan(Exchanged):
     """One optimizer step: global_size = world size * micro_size * accumulation. The sizes count rows of the model's
-    input: examples, or packs of several examples with `spec.data.packing` Packed."""
+    input: examples, or packs of several examples with `spec.training.batching` Packed."""
 
     global_size: int
     micro_size: int
@@ -116,7 +116,8 @@ class Prepared(Exchanged):
     format: DataFormat
     task: Task
     dtype: Dtype
-    packing: Packing
+    packing: Batching
+    """How examples share a batch. The field of the file has kept the name of its first version."""
     packs: int | None = None
     """Packs of the training split. Absent: the examples are not packed."""
     zero_stage: int

@@ -246,6 +246,8 @@ def _allowed(detail: ErrorDetails) -> list[str]:
 _RENAMED = {
     "spec.runId": "runNonce",
     "spec.training.schedule": "learningRateSchedule",
+    "spec.data.packing": "spec.training.batching",
+    "spec.evaluation.baseline": "baseModel",
     "spec.evaluation.baselines": "simpleBaselines",
     "spec.checkpoint.maxStaleness": "uploadTimeout",
 }

@@ -117,8 +117,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "output.formats must have Merged with evaluation.promote",
     ),
     "a promotion by a gain over a base model that is not evaluated": (
-        {"evaluation": {"baseline": False, "promote": {"minGainOverBaseline": 0.1}}},
-        "promote.minGainOverBaseline must be absent if the base model is not evaluated",
+        {"evaluation": {"baseModel": False, "promote": {"minGainOverBaseModel": 0.1}}},
+        "promote.minGainOverBaseModel must be absent if the base model is not evaluated",
     ),
     "prompts for a classifier": (
         {"evaluation": {"prompts": ["Hi"]}},

@@ -465,7 +465,9 @@ NOTHING: tuple[Stage, ...] = ()
 ALL_STAGES = run_stages()
 FINISHED_CHANGES = [
     pytest.param({}, {"training": {"epochs": 3}, "output": {"formats": ["Merged"]}}, 1, NOTHING, id="defaults"),
-    pytest.param({}, {"model": {"dtype": "Float32"}, "data": {"packing": "Padded"}}, 1, NOTHING, id="automatic values"),
+    pytest.param(
+        {}, {"model": {"dtype": "Float32"}, "training": {"batching": "Padded"}}, 1, NOTHING, id="automatic values"
+    ),
     pytest.param({}, {"evaluation": {"maxNewTokens": 65}}, 1, (Stage.EVALUATE,), id="sample answers"),
     pytest.param(ADAPTED, {"output": {"formats": ["Merged", "Adapter"]}}, 1, (Stage.EVALUATE,), id="export format"),
     pytest.param({}, {"output": {"formats": ["Merged", "Int8"]}}, 1, (Stage.EVALUATE,), id="quantized export"),
@@ -645,7 +647,7 @@ def test_a_failed_evaluation_keeps_the_trained_model_in_status_and_can_be_repeat
         assert status.run.artifact is not None
         ready = next(entry.message for entry in status.conditions if entry.type == "Ready")
         assert status.run.artifact.uri in ready
-        await world.change("judged", evaluation={"baseline": False})
+        await world.change("judged", evaluation={"baseModel": False})
         status = await job.until(in_phase(Phase.SUCCEEDED))
         assert [(entry.stage, entry.number) for entry in status.run.attempts if entry.stage is Stage.EVALUATE] == [
             (Stage.EVALUATE, 1),

@@ -58,7 +58,7 @@ def test_the_quickstart_survives_a_killed_worker(quickstart: TrainingSetup, tmp_
     assert (run["restarts"], run["disruptions"], run["progress"]["percent"]) == (1, 0, 100)
     reported = setup.events(NAME)["AttemptFailed"]
     assert f"Signal9 in {victim['metadata']['name']} on {victim['spec']['nodeName']}: " in reported
-    baseline, tuned = (run["candidates"][model]["metrics"]["Accuracy"] for model in ("baseline", "tuned"))
+    baseline, tuned = (run["candidates"][model]["metrics"]["Accuracy"] for model in ("baseModel", "tuned"))
     assert tuned >= 0.5
     assert baseline < tuned / 4
     assert accuracy_of(setup, run["artifact"]["uri"], tmp_path / "exported") >= 0.5
@@ -94,7 +94,7 @@ def test_a_pod_that_is_deleted_half_way_costs_only_an_attempt(setup: TrainingSet
     assert f"restored step {second['resumedFromStep']} from node-local cache (" in log
     assert (run["restarts"], run["disruptions"], run["progress"]["percent"]) == (0, 1, 100)
     assert (
-        run["candidates"]["tuned"]["metrics"]["Accuracy"] > 0.6 > run["candidates"]["baseline"]["metrics"]["Accuracy"]
+        run["candidates"]["tuned"]["metrics"]["Accuracy"] > 0.6 > run["candidates"]["baseModel"]["metrics"]["Accuracy"]
     )
     events = setup.events("colors")
     assert {"Preparing", "Training", "Restarting", "AttemptFailed", "Evaluating", "Succeeded"} <= set(events)

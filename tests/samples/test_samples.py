@@ -80,7 +80,7 @@ CLASSIFIERS = [
 def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path: Path) -> None:
     job = run_sample(name, tmp_path, upload_questions)
     assert job.status.phase is Phase.SUCCEEDED
-    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
     assert tuned[Metric.ACCURACY] >= at_least
     assert tuned[Metric.ACCURACY] > baseline[Metric.ACCURACY]
     promotion = job.status.run.promotion
@@ -102,7 +102,7 @@ def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_fol
 
     job = run_sample(name, tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
-    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
     if name == "quantized-export":
         for export in (CandidateName.INT8, CandidateName.GGUF_Q8_0, CandidateName.GGUF_Q4_0):
@@ -122,7 +122,7 @@ def test_an_encoder_learns_real_texts(tmp_path: Path) -> None:
 
     job = run_sample(MASKED, tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
-    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY] / 10, "the head of the base model is random"
     assert job.status.run.promotion is not None
     assert job.status.run.promotion.outcome is PromotionOutcome.PROMOTED
@@ -160,9 +160,9 @@ def test_a_domain_is_learned_with_replay_of_general_text(tmp_path: Path, smollm2
 
     job = run_sample("replay", tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
-    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
-    before, after = map(job.status.regression_sets_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    before, after = map(job.status.regression_sets_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
     # The general texts of the training are like those of the set.
     assert after["general"][Metric.PERPLEXITY] < 1.1 * before["general"][Metric.PERPLEXITY]
 
@@ -183,7 +183,7 @@ def test_a_domain_is_learned_from_texts_in_several_languages(tmp_path: Path, smo
     job = run_sample(FILTERED, tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
     assert any("languages dropped" in warning and "it " in warning for warning in job.status.run.warnings)
-    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_api.trainer_config import Prepared, SplitCounts
-from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
+from finetune_api.v1alpha1 import Batching, DataFormat, Dtype, Task
 
 MINIMAL_SPEC: dict[str, Any] = {
     "model": {"uri": "s3://bucket/models/base"},
@@ -38,7 +38,7 @@ def make_prepared(**fields: Any) -> Prepared:
         format=DataFormat.CLASSIFICATION,
         task=Task.SEQUENCE_CLASSIFICATION,
         dtype=Dtype.FLOAT32,
-        packing=Packing.PADDED,
+        packing=Batching.PADDED,
         zero_stage=2,
         counts=SplitCounts(train=100, validation=10, test=10),
     )

@@ -31,11 +31,12 @@ class PrepareFixture:
         return uri
 
     def config(self, model: Path | str, data: dict[str, Any], /, **blocks: Any) -> TrainerConfig:
+        training = {"learningRate": 1e-3, "globalBatchSize": 8} | blocks.pop("training", {})
         spec = Spec.model_validate(
             {
                 "model": {"uri": f"file://{model}" if isinstance(model, Path) else model},
                 "data": data,
-                "training": {"learningRate": 1e-3, "globalBatchSize": 8},
+                "training": training,
                 "output": {"uri": f"{self.uri}/out"},
             }
             | blocks

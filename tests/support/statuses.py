@@ -68,7 +68,7 @@ SUCCEEDED = merged(
                 attempt("evaluate", endTime="2026-01-01T12:02:05Z", outcome="Succeeded"),
             ],
             "candidates": {
-                "baseline": {"metrics": {"Accuracy": 0.0946, "MacroF1": 0.021, "Loss": 2.833}},
+                "baseModel": {"metrics": {"Accuracy": 0.0946, "MacroF1": 0.021, "Loss": 2.833}},
                 "tuned": {"metrics": {"Accuracy": 0.8784, "MacroF1": 0.791, "Loss": 0.512}},
                 "tfidfLogisticRegression": {"metrics": {"Accuracy": 0.71, "MacroF1": 0.62, "Loss": 1.2}},
             },

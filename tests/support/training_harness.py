@@ -106,7 +106,7 @@ class TrainingHarness:
         if kind.startswith(MASKED):
             spec["model"]["task"] = "MaskedLM"
         if kind.endswith(PACKED):
-            spec["data"]["packing"] = "Packed"
+            spec["training"]["batching"] = "Packed"
         if kind.endswith(VOCABULARY):
             spec["model"]["vocabulary"] = {"add": ["cheese", "horse"], "learn": 4}
         for block, value in change.items():

@@ -22,7 +22,6 @@ TRAINED: dict[str, dict[str, Any]] = {
             "format": "Classification",
             "columns": {"text": "sentence", "label": "kind"},
             "maxLength": 32,
-            "packing": "Padded",
             "onBadRecord": "Skip",
             "cleaning": {
                 "exactDuplicates": True,
@@ -46,6 +45,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         "training": {
             **_SHORT,
             "learningRateSchedule": "Polynomial",
+            "batching": "Padded",
             "scheduleOptions": {"power": 1.5, "minLearningRateRatio": 0.1},
             "warmup": {"ratio": 0.3},
             "microBatchSize": 2,
@@ -69,7 +69,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         },
         "evaluation": {
             "everySteps": 2,
-            "baseline": True,
+            "baseModel": True,
             "simpleBaselines": ["MajorityClass", "TfidfLogisticRegression"],
             "regressionSets": [
                 {
@@ -81,7 +81,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "promote": {
                 "metric": "MacroF1",
                 "thresholds": [{"metric": "Accuracy", "min": 0.0, "max": 1.0}, {"metric": "MacroF1", "min": 0.0}],
-                "minGainOverBaseline": -1.0,
+                "minGainOverBaseModel": -1.0,
                 "maxRegression": 1.0,
                 "minGainOverPromoted": -1.0,
                 "maxPValue": 1.0,
@@ -105,7 +105,6 @@ TRAINED: dict[str, dict[str, Any]] = {
             "train": [{"uri": "s3://{bucket}/classified.jsonl"}],
             "validation": {"sources": [{"uri": "s3://{bucket}/held-out.jsonl"}]},
             "test": {"sources": [{"uri": "s3://{bucket}/held-out.jsonl"}]},
-            "packing": "LengthGrouped",
             "onBadRecord": "Fail",
         },
         "method": {
@@ -121,12 +120,13 @@ TRAINED: dict[str, dict[str, Any]] = {
         "training": {
             **_SHORT,
             "learningRateSchedule": "Linear",
+            "batching": "LengthGrouped",
             "warmup": {"steps": 1},
             "gradientCheckpointing": False,
             "earlyStopping": {"metric": "Accuracy"},
         },
         "deepspeed": {"zeroStage": 0, "offload": "None"},
-        "evaluation": {"baseline": False, "promote": {"metric": "Accuracy"}},
+        "evaluation": {"baseModel": False, "promote": {"metric": "Accuracy"}},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Adapter"]},
     },
     "text": {
@@ -253,10 +253,11 @@ TRAINED: dict[str, dict[str, Any]] = {
     },
     "prompted": {
         "model": {"uri": "{models}/llama", "task": "CausalLM"},
-        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text", "packing": "LengthGrouped"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},
         "method": {"promptTuning": {"virtualTokens": 5, "initialText": "a"}},
         "training": {
             **_SHORT,
+            "batching": "LengthGrouped",
             "gradientCheckpointing": True,
             "learningRateSchedule": "ReduceOnPlateau",
             "scheduleOptions": {"factor": 0.5, "patience": 0},
@@ -300,9 +301,9 @@ TRAINED: dict[str, dict[str, Any]] = {
     },
     "prompted-by-mlp": {
         "model": {"uri": "{models}/llama", "task": "CausalLM"},
-        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text", "packing": "LengthGrouped"},
+        "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},
         "method": {"pTuning": {"virtualTokens": 5, "encoderReparameterization": "MLP"}},
-        "training": {**_SHORT, "chunkedLoss": True},
+        "training": {**_SHORT, "batching": "LengthGrouped", "chunkedLoss": True},
         "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter"]},
         "workers": {"nodes": 2},
@@ -346,12 +347,12 @@ TRAINED: dict[str, dict[str, Any]] = {
             "train": [{"uri": "s3://{bucket}/chats.jsonl", "weight": 1.5}],
             "format": "Chat",
             "columns": {"messages": "transitions"},
-            "packing": "Packed",
         },
         "method": {"lora": {"variant": "RsLoRA", "init": "Kaiming", "learningRateRatio": 4}},
         "training": {
             **_SHORT,
             "learningRateSchedule": "InverseSqrt",
+            "batching": "Packed",
             "warmup": {"steps": 1},
             "overfitting": {"action": "Stop"},
         },

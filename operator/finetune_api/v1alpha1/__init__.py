@@ -12,7 +12,6 @@ from .data import (
     DataFormat,
     FewShot,
     Holdout,
-    Packing,
     Redaction,
     Source,
     TrainingSource,
@@ -57,6 +56,7 @@ from .status import (
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
 from .tracking import MLflow, TensorBoard, Tracking, WandB, WandBMode
 from .training import (
+    Batching,
     DeepSpeed,
     EarlyStopping,
     Offload,
@@ -86,6 +86,7 @@ __all__ = [
     "AugmentationMethodName",
     "BadRecordAction",
     "BaselineSupport",
+    "Batching",
     "Budget",
     "Cache",
     "CandidateName",
@@ -137,7 +138,6 @@ __all__ = [
     "Output",
     "Overfitting",
     "OverfittingAction",
-    "Packing",
     "PastRun",
     "PodSettings",
     "PollStatus",

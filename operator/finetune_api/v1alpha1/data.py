@@ -29,14 +29,6 @@ class BadRecordAction(StrEnum):
     SKIP = "Skip"
 
 
-class Packing(StrEnum):
-    """How examples of different length share a batch."""
-
-    PADDED = "Padded"
-    LENGTH_GROUPED = "LengthGrouped"
-    PACKED = "Packed"
-
-
 class Redaction(StrEnum):
     """Personal data that is replaced with a placeholder."""
 
@@ -305,13 +297,6 @@ class Data(ApiModel, scope=Scope.DATA):
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     """Tokens per row. A longer document of the format Text is divided into several rows; other examples are
     truncated, and the dropped tokens are counted. Limited to the maximum length of the model."""
-
-    packing: Annotated[Packing | None, Scope.RUN] = None
-    """How examples of different length share a batch. Padded: in random order, each padded to the longest one of its
-    micro-batch. LengthGrouped: a batch has groups of similar length, which are padded separately. Packed: several
-    examples share a row of at most `maxLength` tokens and do not attend to each other; `training.globalBatchSize` and
-    `microBatchSize` count these rows. Only for CausalLM. Absent: LengthGrouped if it saves padding for the lengths of
-    the data, else Padded."""
 
     on_bad_record: BadRecordAction = BadRecordAction.FAIL
     """A malformed line, a missing column, an empty text: Fail stops the run and reports file and

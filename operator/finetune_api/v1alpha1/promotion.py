@@ -60,9 +60,9 @@ class Promotion(ApiModel, scope=Scope.EVALUATION):
     thresholds: Annotated[tuple[Threshold, ...], Field(max_length=8)] = ()
     """Bounds of metrics of the test split."""
 
-    min_gain_over_baseline: Finite | None = None
+    min_gain_over_base_model: Finite | None = None
     """Minimum improvement over the base model, in units of the metric; positive is better, also for Loss. Requires
-    `evaluation.baseline`. Absent: the base model is not compared."""
+    `evaluation.baseModel`. Absent: the base model is not compared."""
 
     min_gain_over_promoted: Finite = 0.0
     """Minimum improvement over the promoted model, which is evaluated on the test split of this run; positive is
@@ -70,7 +70,7 @@ class Promotion(ApiModel, scope=Scope.EVALUATION):
 
     max_regression: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
     """Maximum by which the metric of each set of `evaluation.regressionSets` may be worse than that of the base model,
-    in units of the metric. Requires `evaluation.regressionSets` and `evaluation.baseline`. Absent: the sets are not a
+    in units of the metric. Requires `evaluation.regressionSets` and `evaluation.baseModel`. Absent: the sets are not a
     condition."""
 
     max_p_value: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05

@@ -71,7 +71,7 @@ class Evaluation(ApiModel, scope=Scope.EVALUATION):
     every_steps: Annotated[Annotated[int, Field(ge=1, le=10_000_000)] | None, Scope.RUN] = None
     """Evaluate the validation split after this many optimizer steps. Absent: at the end of every epoch."""
 
-    baseline: bool = True
+    base_model: bool = True
     """Also evaluate the base model on the test split, with the same code."""
 
     simple_baselines: Annotated[tuple[SimpleBaseline, ...], Field(max_length=8)] | None = None

@@ -194,7 +194,7 @@ class AttemptStatus(StatusModel):
 class CandidateName(StrEnum):
     """A model that was evaluated on the test split."""
 
-    BASELINE = "baseline"
+    BASE_MODEL = "baseModel"
     """The base model."""
     TUNED = "tuned"
     """The fine-tuned model."""
@@ -212,6 +212,11 @@ class CandidateName(StrEnum):
     GGUF_Q8_0 = "ggufQ8_0"
     GGUF_Q5_0 = "ggufQ5_0"
     GGUF_Q4_0 = "ggufQ4_0"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "CandidateName | None":
+        """Read the name that the base model had in the first statuses."""
+        return cls.BASE_MODEL if value == "baseline" else None
 
     @classmethod
     def of(cls, baseline: SimpleBaseline) -> "CandidateName":
@@ -295,7 +300,7 @@ class ResolvedStatus(StatusModel):
     """The memory limit of the workers that the maximum was computed for. It does not apply to another one."""
     gradient_accumulation_steps: int | None = None
     """Forward passes per optimizer step."""
-    packing: str = ""
+    batching: str = ""
     """How examples share a batch."""
     dataset: str = ""
     """Address of the prepared dataset."""

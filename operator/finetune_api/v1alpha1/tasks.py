@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from .baselines import SimpleBaseline
-from .data import DataFormat, Packing
+from .data import DataFormat
 from .metrics import Metric
 from .results import ArtifactFormat
+from .training import Batching
 
 ENTITY_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
 """Prefixes of labels that say where an entity begins and ends, of the schemes BIO, BIOES and BILOU."""
@@ -39,8 +40,8 @@ class TaskSupport:
     """Whether there is a fixed set of labels. The head then has one output for each of them."""
     answers_prompts: bool
     """Whether `spec.evaluation.prompts` can be answered."""
-    packings: tuple[Packing, ...] = (Packing.PADDED, Packing.LENGTH_GROUPED)
-    """Values of `spec.data.packing` that it can be trained with."""
+    batchings: tuple[Batching, ...] = (Batching.PADDED, Batching.LENGTH_GROUPED)
+    """Values of `spec.training.batching` that it can be trained with."""
     artifacts: tuple[ArtifactFormat, ...] = (ArtifactFormat.MERGED, ArtifactFormat.ADAPTER, ArtifactFormat.INT8)
     """Formats that its models can be exported in. GGUF has language models only."""
     labels_tokens: bool = False
@@ -78,7 +79,7 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         headline=Metric.PERPLEXITY,
         has_labels=False,
         answers_prompts=True,
-        packings=tuple(Packing),
+        batchings=tuple(Batching),
         artifacts=tuple(ArtifactFormat),
     ),
     # After CausalLM, which Text data is for unless the spec names the task.

@@ -163,6 +163,14 @@ class Overfitting(ApiModel, scope=Scope.RUN):
     """Consecutive evaluations that must agree. Counted across restarts."""
 
 
+class Batching(StrEnum):
+    """How examples of different length share a batch."""
+
+    PADDED = "Padded"
+    LENGTH_GROUPED = "LengthGrouped"
+    PACKED = "Packed"
+
+
 class Training(ApiModel, scope=Scope.RUN):
     """Length, learning rate and batch."""
 
@@ -191,8 +199,15 @@ class Training(ApiModel, scope=Scope.RUN):
     """Linear increase of the learning rate from zero. Absent: none."""
 
     global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 16
-    """Examples per optimizer step, over all workers. It does not depend on the number of workers. With `data.packing:
+    """Examples per optimizer step, over all workers. It does not depend on the number of workers. With `batching:
     Packed`, rows that hold several examples, each at most `data.maxLength` tokens long."""
+
+    batching: Batching | None = None
+    """How examples of different length share a batch. Padded: in random order, each padded to the longest one of its
+    micro-batch. LengthGrouped: a batch has groups of similar length, which are padded separately. Packed: several
+    examples share a row of at most `data.maxLength` tokens and do not attend to each other; `globalBatchSize` and
+    `microBatchSize` count these rows. Only for CausalLM. Absent: LengthGrouped if it saves padding for the lengths of
+    the data, else Padded."""
 
     micro_batch_size: Annotated[Annotated[int, Field(ge=1, le=65_536)] | None, Scope.ATTEMPT] = None
     """Examples, or rows with several examples, per worker process and forward pass. Absent: the largest up to 16 that

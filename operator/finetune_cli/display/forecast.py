@@ -105,7 +105,7 @@ def as_json(config: TrainerConfig, found: "Forecast") -> dict[str, Any]:
         "job": config.job.name,
         "task": str(prepared.task),
         "dtype": str(prepared.dtype),
-        "packing": str(prepared.packing),
+        "batching": str(prepared.packing),
         "zeroStage": prepared.zero_stage,
         "parameters": prepared.parameters,
         "trainedParameters": prepared.trained_parameters,

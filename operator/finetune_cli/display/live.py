@@ -203,7 +203,7 @@ def summary_table(summary: Summary) -> RenderableType:
     if summary.metrics:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("test split", style="dim")
-        for heading in ("baseline", "tuned", "change"):
+        for heading in ("base model", "tuned", "change"):
             table.add_column(heading, justify="right", style="bold" if heading == "tuned" else None)
         for row in summary.metrics:
             table.add_row(*row)

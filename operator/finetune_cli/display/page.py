@@ -135,7 +135,7 @@ class Page:
     def _results(self) -> Iterator[str]:
         metrics = summarize(self.job).metrics
         if metrics:
-            headings = ("test split", "baseline", "tuned", "change")
+            headings = ("test split", "base model", "tuned", "change")
             yield from table_lines(headings, metrics, numbers=True, gap=_GAP, first_width=_LABEL_WIDTH - _GAP)
         for label, text in (*baseline_rows(self.status), *regression_rows(self.status), *export_rows(self.status)):
             yield from self._row(label, text)
@@ -223,7 +223,7 @@ def _past_run_row(past: PastRun) -> tuple[str, ...]:
 
 
 def _resolved_text(resolved: ResolvedStatus) -> str:
-    """Return `SequenceClassification, Text data, Float32, ZeRO 2, micro-batch 8 x 2 accumulated, packing Padded`."""
+    """Return `SequenceClassification, Text data, Float32, ZeRO 2, micro-batch 8 x 2 accumulated, batching Padded`."""
     batch = "" if resolved.micro_batch_size is None else f"micro-batch {resolved.micro_batch_size}"
     if batch and resolved.gradient_accumulation_steps:
         batch += f" x {resolved.gradient_accumulation_steps} accumulated"
@@ -234,7 +234,7 @@ def _resolved_text(resolved: ResolvedStatus) -> str:
         "" if resolved.zero_stage is None else f"ZeRO {resolved.zero_stage}",
         "" if resolved.learning_rate is None else f"learning rate {resolved.learning_rate:g}",
         batch,
-        f"packing {resolved.packing}" if resolved.packing else "",
+        f"batching {resolved.batching}" if resolved.batching else "",
     ]
     return ", ".join(filter(None, words))
 

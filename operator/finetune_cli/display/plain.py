@@ -162,7 +162,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     """Yield the summary as aligned text, without colors or boxes."""
     yield summary.title
     if summary.metrics:
-        for line in table_lines(("", "baseline", "tuned", "change"), summary.metrics, numbers=True, gap=3):
+        for line in table_lines(("", "base model", "tuned", "change"), summary.metrics, numbers=True, gap=3):
             yield f"  {line}"
     label_width = max((len(label) for label, _ in summary.facts), default=0)
     for label, value in summary.facts:

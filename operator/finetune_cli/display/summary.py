@@ -34,7 +34,7 @@ class Summary:
 
     title: str
     metrics: tuple[tuple[str, str, str, str], ...]
-    """Metric, baseline, tuned, change; empty if nothing was evaluated."""
+    """Metric, base model, tuned, change; empty if nothing was evaluated."""
     facts: tuple[tuple[str, str], ...]
     """Label and value, the most important first."""
     succeeded: bool
@@ -53,7 +53,7 @@ def summarize(job: FineTuneJob, *, next_steps: NextSteps = RUN_AGAIN) -> Summary
 
 
 def _metrics(status: Status) -> tuple[tuple[str, str, str, str], ...]:
-    baseline, tuned = status.metrics_of(CandidateName.BASELINE), status.metrics_of(CandidateName.TUNED)
+    baseline, tuned = status.metrics_of(CandidateName.BASE_MODEL), status.metrics_of(CandidateName.TUNED)
     return tuple(
         (
             metric_name(metric),
@@ -140,7 +140,7 @@ def baseline_rows(status: Status) -> list[tuple[str, str]]:
 
 def regression_rows(status: Status) -> list[tuple[str, str]]:
     """Label and metrics of each regression set, before and after training."""
-    before, after = (status.regression_sets_of(name) for name in (CandidateName.BASELINE, CandidateName.TUNED))
+    before, after = (status.regression_sets_of(name) for name in (CandidateName.BASE_MODEL, CandidateName.TUNED))
     rows: list[tuple[str, str]] = []
     for name, metrics in after.items():
         earlier = before.get(name, {})

@@ -63,7 +63,7 @@ class DemoResult:
         """Return the content of the last line of the output."""
         status, trainings = self.job.status, self.trainings
         return {
-            "baseline": _camel(status.metrics_of(CandidateName.BASELINE)),
+            "baseline": _camel(status.metrics_of(CandidateName.BASE_MODEL)),
             "tuned": _camel(status.metrics_of(CandidateName.TUNED)),
             "attempts": len(trainings),
             "resumedFromStep": trainings[-1].resumed_from_step if trainings else None,

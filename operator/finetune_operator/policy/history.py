@@ -407,14 +407,14 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
             artifact |= {"uri": evaluated.model_uri, "digest": evaluated.digest}
         update["artifact"] = status.run.artifact.model_copy(update=artifact)
         figures = {
-            CandidateName.BASELINE: evaluated.baseline,
+            CandidateName.BASE_MODEL: evaluated.baseline,
             CandidateName.TUNED: evaluated.tuned,
             CandidateName.PROMOTED: evaluated.promoted,
             CandidateName.PRUNED: evaluated.pruned,
             **{CandidateName.of(name): found for name, found in evaluated.baselines.items()},
         }
         update["promotion"] = None if evaluated.promotion is None else _promotion(evaluated.promotion)
-        sets = {CandidateName.BASELINE: evaluated.baseline_sets, CandidateName.TUNED: evaluated.tuned_sets}
+        sets = {CandidateName.BASE_MODEL: evaluated.baseline_sets, CandidateName.TUNED: evaluated.tuned_sets}
         candidates = {
             name: CandidateStatus(metrics=found, regression_sets=sets.get(name) or None)
             for name, found in figures.items()
@@ -464,7 +464,7 @@ def _resolved(prepared: Prepared) -> ResolvedStatus:
         zero_stage=prepared.zero_stage,
         micro_batch_limit=prepared.micro_batch_limit,
         micro_batch_memory=prepared.micro_batch_memory,
-        packing=prepared.packing,
+        batching=prepared.packing,
         dataset=prepared.dataset_uri,
         dataset_digest=prepared.dataset_digest,
         source_digest=prepared.source_digest,

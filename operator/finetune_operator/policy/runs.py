@@ -119,11 +119,11 @@ def _hashes_of_same_run(spec: Spec, resolved: ResolvedStatus | None) -> Iterator
     yield run_hash(spec)
     if resolved is None:
         return
-    for uri, task, dtype, data_format, packing, rate, validation, test in product(*_written_at_start(spec, resolved)):
+    for uri, task, dtype, data_format, batching, rate, validation, test in product(*_written_at_start(spec, resolved)):
         model = spec.model.model_copy(update={"uri": uri, "task": task, "dtype": dtype})
-        changes = {"format": data_format, "packing": packing, "validation": validation, "test": test}
+        changes = {"format": data_format, "validation": validation, "test": test}
         data = spec.data.model_copy(update=changes)
-        training = spec.training.model_copy(update={"learning_rate": rate})
+        training = spec.training.model_copy(update={"learning_rate": rate, "batching": batching})
         yield run_hash(spec.model_copy(update={"model": model, "data": data, "training": training}))
 
 
@@ -135,7 +135,7 @@ def _written_at_start(spec: Spec, resolved: ResolvedStatus) -> Iterator[tuple[ob
         (spec.model.task, resolved.task),
         (spec.model.dtype, resolved.dtype),
         (spec.data.format, resolved.format),
-        (spec.data.packing, resolved.packing),
+        (spec.training.batching, resolved.batching),
         (spec.training.learning_rate, resolved.learning_rate),
     )
     for written, chosen in automatic:

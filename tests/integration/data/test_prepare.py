@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import tiny_models
 from finetune_api.trainer_config import Prepared, StorageSettings
-from finetune_api.v1alpha1 import DataFormat, Dtype, Packing, Task
+from finetune_api.v1alpha1 import Batching, DataFormat, Dtype, Task
 from finetune_trainer.data import build
 from finetune_trainer.data.chat import TEMPLATE_DATE
 from finetune_trainer.data.info import DATASET_FILE, FORMAT_VERSION, read_dataset_info
@@ -320,28 +320,28 @@ def test_an_answer_beyond_the_maximum_length_is_dropped_and_reported(place, llam
 
 
 @pytest.mark.parametrize(
-    ("lengths", "expected"), [([1] * 50, Packing.PADDED), ([1, 3, 90, 200] * 12, Packing.LENGTH_GROUPED)]
+    ("lengths", "expected"), [([1] * 50, Batching.PADDED), ([1, 3, 90, 200] * 12, Batching.LENGTH_GROUPED)]
 )
-def test_the_cheaper_packing_is_chosen_from_the_lengths(place, llama, lengths, expected):
+def test_the_cheaper_batching_is_chosen_from_the_lengths(place, llama, lengths, expected):
     uri = place.put("train.jsonl", jsonl([{"text": "very" * length} for length in lengths]))
     data = {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}}
     prepared = place.prepare(llama, data)
     assert prepared.packing is expected
-    assert any(note.startswith(f"packing {expected}") for note in prepared.notes)
-    assert place.prepare(llama, data | {"packing": "Padded"}).packing is Packing.PADDED
+    assert any(note.startswith(f"batching {expected}") for note in prepared.notes)
+    assert place.prepare(llama, data, training={"batching": "Padded"}).packing is Batching.PADDED
 
 
 def test_packs_are_counted_and_reported(place, llama):
     uri = place.put("train.jsonl", jsonl([{"text": "very" * length} for length in [1, 3, 9, 20] * 12]))
     data = {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}, "maxLength": 64}
-    padded, prepared = place.prepare(llama, data), place.prepare(llama, data | {"packing": "Packed"})
+    padded, prepared = place.prepare(llama, data), place.prepare(llama, data, training={"batching": "Packed"})
     assert (prepared.dataset_uri, padded.packs) == (padded.dataset_uri, None)
     lengths = place.open(prepared).lengths
-    assert prepared.packing is Packing.PACKED
+    assert prepared.packing is Batching.PACKED
     assert prepared.packs == -(-int(lengths.sum()) // 64)
     assert prepared.training_rows == prepared.packs < prepared.counts.train == 48
-    (note,) = (note for note in prepared.notes if note.startswith("packing Packed"))
-    assert note.startswith(f"packing Packed: 48 examples in {prepared.packs} packs of at most 64 tokens")
+    (note,) = (note for note in prepared.notes if note.startswith("batching Packed"))
+    assert note.startswith(f"batching Packed: 48 examples in {prepared.packs} packs of at most 64 tokens")
     assert prepared.memory_estimate_bytes > padded.memory_estimate_bytes
 
 
@@ -349,12 +349,14 @@ def test_packs_are_refused_where_examples_would_not_be_kept_apart(place, bert, t
     texts = sources(place.put("train.jsonl", jsonl([{"text": "very good"}] * 20)))
     mamba = save_state_space_model(tmp_path / "mamba")
     with pytest.raises(BadConfigError, match=r"MambaForCausalLM.* does not keep the examples of a pack apart") as error:
-        place.prepare(mamba, {"train": texts, "packing": "Packed"})
-    assert "spec.data.packing: Padded" in error.value.advice
-    assert place.prepare(mamba, {"train": texts, "packing": "Padded"}).packs is None
+        place.prepare(mamba, {"train": texts}, training={"batching": "Packed"})
+    assert "spec.training.batching: Padded" in error.value.advice
+    assert place.prepare(mamba, {"train": texts}, training={"batching": "Padded"}).packs is None
     labeled = sources(place.put("labeled.jsonl", jsonl([{"text": "good", "label": "a"}] * 20)))
-    with pytest.raises(BadConfigError, match=r"spec\.data\.packing must be Padded or LengthGrouped for a classifier"):
-        place.prepare(bert, {"train": labeled, "packing": "Packed"})
+    with pytest.raises(
+        BadConfigError, match=r"spec\.training\.batching must be Padded or LengthGrouped for a classifier"
+    ):
+        place.prepare(bert, {"train": labeled}, training={"batching": "Packed"})
 
 
 def save_state_space_model(folder):

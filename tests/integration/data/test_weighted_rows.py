@@ -135,7 +135,9 @@ def test_weights_apply_to_a_glob_as_one_source_and_to_chats(place, llama):
     single = place.put("single.jsonl", jsonl(rows[40:]))
     train = [{"uri": f"{place.uri}/data/many/*.jsonl", "weight": 0.5}, {"uri": single, "weight": 1.5}]
     prepared = place.prepare(
-        llama, {"train": train, "validation": {"fraction": 0.0}, "test": {"fraction": 0.0}, "packing": "Packed"}
+        llama,
+        {"train": train, "validation": {"fraction": 0.0}, "test": {"fraction": 0.0}},
+        training={"batching": "Packed"},
     )
     weights = read_dataset_info(place.store, prepared.dataset_uri).weights
     assert [(source.before, source.after) for source in weights] == [(40, 20), (20, 30)]

@@ -296,7 +296,7 @@ def test_a_classifier_is_exported_with_weights_of_8_bits_from_the_complete_model
 def test_an_export_with_other_losses_than_the_trained_model_is_rejected_without_a_test_split(
     store, run, prepared, bert, tmp_path
 ):
-    config = prepared(bert, reviews(), data={"test": {"fraction": 0.0}}, evaluation={"baseline": False})
+    config = prepared(bert, reviews(), data={"test": {"fraction": 0.0}}, evaluation={"baseModel": False})
     trained = trained_model(config, store, tmp_path, epochs=2)
     export_whole(trained_model(config, store, tmp_path, epochs=0), config, store, tmp_path)
     reference = reference_of(trained, config, store, tmp_path)
@@ -334,7 +334,7 @@ def test_the_report_mentions_a_missing_test_split_and_the_warnings_of_training(s
 
 
 def test_without_a_baseline_only_the_tuned_model_is_evaluated(store, run, prepared, bert, tmp_path):
-    config = prepared(bert, reviews(), evaluation={"baseline": False, "simpleBaselines": []})
+    config = prepared(bert, reviews(), evaluation={"baseModel": False, "simpleBaselines": []})
     export_whole(trained_model(config, store, tmp_path, epochs=1), config, store, tmp_path)
     result, record = run(config)
     assert (result.baseline, result.baselines, record.baselines) == ({}, {}, ())

@@ -148,7 +148,7 @@ def test_without_test_split_and_baseline_the_sets_are_still_measured(store, run,
         records[16:],
         data={"test": {"fraction": 0.0}},
         evaluation={
-            "baseline": False,
+            "baseModel": False,
             "regressionSets": [{"name": "held-out", "sources": [{"uri": put("held-out", records[:16])}]}],
         },
     )

@@ -53,7 +53,7 @@ def test_a_killed_worker_costs_only_an_attempt(bench, tmp_path: Path) -> None:
     assert (first.outcome, first.reason, second.outcome) == (Outcome.RETRYABLE, "Signal9", Outcome.SUCCEEDED)
     assert second.resumed_from_step is not None
     assert second.resumed_from_step >= killer.committed > 0
-    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASELINE, CandidateName.TUNED))
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
     assert tuned[Metric.ACCURACY] > 0.6 > baseline[Metric.ACCURACY]
 
     assert job.status.run.artifact is not None

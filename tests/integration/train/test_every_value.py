@@ -81,7 +81,7 @@ def test_a_job_of_the_table_completes_according_to_its_spec(setup: TrainingHarne
     figures = [*evaluation["tuned"]["metrics"].values(), *(entry["loss"] for entry in log if "loss" in entry)]
     assert all(map(math.isfinite, figures))
     assert evaluation["headline"] in evaluation["tuned"]["metrics"]
-    assert (evaluation["baseline"] is not None) == config.spec.evaluation.baseline
+    assert (evaluation["baseline"] is not None) == config.spec.evaluation.base_model
     baselines = config.spec.evaluation.simple_baselines
     supported = TASK_SUPPORT[evaluation["task"]].baselines if baselines is None else baselines
     assert [found["name"] for found in evaluation["baselines"]] == list(supported)
@@ -136,7 +136,7 @@ def assert_promotion_follows(rules: Promotion, evaluation: dict[str, Any]) -> No
     """The first model of a prefix is promoted after one check for each bound."""
     decision = evaluation["promotion"]
     bounds = [bound for entry in rules.thresholds for bound in (entry.min, entry.max) if bound is not None]
-    gains = [] if rules.min_gain_over_baseline is None else [rules.min_gain_over_baseline]
+    gains = [] if rules.min_gain_over_base_model is None else [rules.min_gain_over_base_model]
     regressions = [] if rules.max_regression is None else [-rules.max_regression] * len(evaluation["regression_sets"])
     assert (decision["outcome"], decision["metric"]) == ("Promoted", rules.metric), decision
     assert [check["text"].rsplit(" ", 1)[1] for check in decision["checks"]] == [

@@ -44,7 +44,7 @@ BUSY = merged(
                 "learningRate": 0.00021,
                 "microBatchSize": 8,
                 "gradientAccumulationSteps": 2,
-                "packing": "Padded",
+                "batching": "Padded",
             },
             "attempts": [
                 attempt("prepare", endTime="2026-01-01T12:00:06Z", outcome="Succeeded"),
@@ -102,7 +102,7 @@ def test_the_page_of_a_job_with_failures() -> None:
         "checkpoint    step 180, 10 s ago: s3://b/c.json",
         "restarts      1 of 3 since the last new checkpoint, disruptions 0 of 50",
         "resolved      SequenceClassification, Classification data, Float32, ZeRO 2,",
-        "              learning rate 0.00021, micro-batch 8 x 2 accumulated, packing",
+        "              learning rate 0.00021, micro-batch 8 x 2 accumulated, batching",
         "              Padded",
         "",
         "stage    attempt  outcome    took  from step  to   reason",

@@ -115,6 +115,8 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
             "spec.training.schedule: unknown field; it is called learningRateSchedule",
         ),
         ("spec.evaluation.baselines", [], "spec.evaluation.baselines: unknown field; it is called simpleBaselines now"),
+        ("spec.evaluation.baseline", False, "spec.evaluation.baseline: unknown field; it is called baseModel now"),
+        ("spec.data.packing", "Packed", "spec.data.packing: unknown field; it is called spec.training.batching now"),
         (
             "spec.checkpoint.maxStaleness",
             "1m",
@@ -642,10 +644,10 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         (
             "spec.evaluation",
-            {"baseline": False, "promote": {"minGainOverBaseline": 0.1}},
-            "spec.evaluation.promote.minGainOverBaseline must be absent if the base model is not evaluated; remove it",
+            {"baseModel": False, "promote": {"minGainOverBaseModel": 0.1}},
+            "spec.evaluation.promote.minGainOverBaseModel must be absent if the base model is not evaluated; remove it",
         ),
-        ("spec.evaluation", {"baseline": False, "promote": {}}, None),
+        ("spec.evaluation", {"baseModel": False, "promote": {}}, None),
         (
             "spec",
             job_with("spec.evaluation.promote", {})["spec"]

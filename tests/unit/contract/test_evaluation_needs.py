@@ -26,8 +26,8 @@ BILLION = 1_000_000_000
         (8 * BILLION, 500_000, {"workers": {"gpusPerNode": 8}, "stages": {"evaluate": {"gpus": 0}}}, 0),
         (1000, 10, {"workers": {"gpusPerNode": 8}, "stages": {"evaluate": {"gpus": 1}}}, 1),
         (BILLION // 2, 10_000, {"workers": {"gpusPerNode": 1}}, 1),
-        (BILLION // 2, 10_000, {"workers": {"gpusPerNode": 1}, "evaluation": {"baseline": False}}, 0),
-        (BILLION // 2, 10_000, {"workers": {"gpusPerNode": 1}, "evaluation": {"baseline": False, "promote": {}}}, 1),
+        (BILLION // 2, 10_000, {"workers": {"gpusPerNode": 1}, "evaluation": {"baseModel": False}}, 0),
+        (BILLION // 2, 10_000, {"workers": {"gpusPerNode": 1}, "evaluation": {"baseModel": False, "promote": {}}}, 1),
     ],
 )
 def test_an_evaluation_requests_a_gpu_only_if_a_cpu_would_take_too_long(

@@ -199,14 +199,16 @@ def test_every_new_row_gets_its_cel_rules() -> None:
 )
 def test_packs_are_for_language_models_without_virtual_tokens(change: dict[str, Any], message: str) -> None:
     job = make_job(**change)
-    job["spec"]["data"]["packing"] = "Packed"
+    job["spec"]["training"] = {"batching": "Packed"}
     if not message:
         parse_job(job)
         return
     with pytest.raises(InvalidJobError) as error:
         parse_job(job)
-    assert [str(violation) for violation in error.value.violations] == [f"spec.data.packing {message}"]
-    assert any(rule.endswith("self.data.packing in ['Padded', 'LengthGrouped']") for rule, _ in SUPPORT.cel_rules())
+    assert [str(violation) for violation in error.value.violations] == [f"spec.training.batching {message}"]
+    assert any(
+        rule.endswith("self.training.batching in ['Padded', 'LengthGrouped']") for rule, _ in SUPPORT.cel_rules()
+    )
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,6 @@ def digest_of(data: dict[str, Any] | None = None, changes: dict[str, Any] | None
         {"test": {"fraction": 0.1}},
         {"onBadRecord": "Fail"},
         {"maxLength": 1024},
-        {"packing": "Padded"},
         {"train": [{"uri": "s3://elsewhere/b.jsonl"}]},
     ],
 )

@@ -64,13 +64,13 @@ LOSS = {"metric": Metric.LOSS}
             id="a perplexity that overflowed",
         ),
         # Base model
-        pytest.param({"minGainOverBaseline": 0.1}, {}, True, id="0.9 is 0.1 better than 0.8 despite rounding"),
-        pytest.param({"minGainOverBaseline": 0.11}, {}, False, id="too small a gain over the base model"),
-        pytest.param({"minGainOverBaseline": 0}, {"baseline": BETTER}, False, id="worse than the base model"),
-        pytest.param({"minGainOverBaseline": -1}, {"baseline": NAN}, False, id="a base model with NaN"),
-        pytest.param({"minGainOverBaseline": -1}, {"baseline": {}}, False, id="the base model was not evaluated"),
-        pytest.param({"minGainOverBaseline": 0.1}, LOSS, True, id="a lower loss is a gain"),
-        pytest.param({"minGainOverBaseline": 0.0}, LOSS | {"baseline": BETTER}, False, id="a higher loss is none"),
+        pytest.param({"minGainOverBaseModel": 0.1}, {}, True, id="0.9 is 0.1 better than 0.8 despite rounding"),
+        pytest.param({"minGainOverBaseModel": 0.11}, {}, False, id="too small a gain over the base model"),
+        pytest.param({"minGainOverBaseModel": 0}, {"baseline": BETTER}, False, id="worse than the base model"),
+        pytest.param({"minGainOverBaseModel": -1}, {"baseline": NAN}, False, id="a base model with NaN"),
+        pytest.param({"minGainOverBaseModel": -1}, {"baseline": {}}, False, id="the base model was not evaluated"),
+        pytest.param({"minGainOverBaseModel": 0.1}, LOSS, True, id="a lower loss is a gain"),
+        pytest.param({"minGainOverBaseModel": 0.0}, LOSS | {"baseline": BETTER}, False, id="a higher loss is none"),
         # Regression sets
         pytest.param({"maxRegression": 0.1}, {"regression_sets": {"a": (BETTER, TUNED)}}, True, id="a bit worse"),
         pytest.param({"maxRegression": 0.04}, {"regression_sets": {"a": (BETTER, TUNED)}}, False, id="too much worse"),
@@ -123,8 +123,10 @@ LOSS = {"metric": Metric.LOSS}
         pytest.param({}, {"record_error": "promoted.json is damaged"}, False, id="unknown which model is promoted"),
         pytest.param({}, {"rolled_back": StoredModel("s3://b/o", 1, {}).entry}, False, id="rolled back before"),
         # Several
-        pytest.param(threshold(min=0.5) | {"minGainOverBaseline": 0.2}, against(WORSE), False, id="one of two fails"),
-        pytest.param(threshold(min=0.5) | {"minGainOverBaseline": 0.1}, against(WORSE), True, id="all of several hold"),
+        pytest.param(threshold(min=0.5) | {"minGainOverBaseModel": 0.2}, against(WORSE), False, id="one of two fails"),
+        pytest.param(
+            threshold(min=0.5) | {"minGainOverBaseModel": 0.1}, against(WORSE), True, id="all of several hold"
+        ),
     ],
 )
 def test_a_model_is_promoted_only_if_every_condition_holds(rules, fields, passes):
@@ -135,7 +137,7 @@ def test_a_model_is_promoted_only_if_every_condition_holds(rules, fields, passes
 
 def test_every_check_states_its_values_and_what_is_required():
     rules = {"thresholds": [{"metric": "Accuracy", "min": 0.95}, {"metric": "Loss", "max": 0.5}]}
-    rules |= {"minGainOverBaseline": 0.05, "minGainOverPromoted": 0.2}
+    rules |= {"minGainOverBaseModel": 0.05, "minGainOverPromoted": 0.2}
     found = checks(evidence(rules, **against(WORSE)))
     assert [(check.holds, check.text) for check in found] == [
         (False, "Accuracy 0.9 must be at least 0.95"),

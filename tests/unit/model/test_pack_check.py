@@ -73,7 +73,7 @@ def test_models_that_mix_examples_are_refused_with_the_difference(
         BadConfigError, match=r"must not be Packed .* does not keep the examples of a pack apart"
     ) as error:
         check(model, config, fields)
-    assert "spec.data.packing: Padded" in error.value.advice
+    assert "spec.training.batching: Padded" in error.value.advice
 
 
 def test_a_model_that_takes_no_positions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

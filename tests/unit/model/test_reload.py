@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models
 from finetune_api.trainer_config import SplitCounts
-from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Packing, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Batching, Dtype, Task
 from finetune_trainer.errors import ExportUnusableError
 from finetune_trainer.evaluate.reload import ReloadCheck
 from finetune_trainer.methods import METHODS
@@ -180,7 +180,7 @@ def test_differences_that_cancel_out_in_the_mean_are_found(exported) -> None:
     ],
 )
 def test_the_rows_are_from_the_first_held_out_split(counts: SplitCounts, split: str, rows: int) -> None:
-    prepared = PREPARED.model_copy(update={"counts": counts, "packing": Packing.PADDED})
+    prepared = PREPARED.model_copy(update={"counts": counts, "packing": Batching.PADDED})
     sample = choose_sample(prepared, lambda name: Rows(getattr(counts, name)))  # type: ignore[arg-type,return-value]
     assert (sample.split, len(sample.rows)) == (split, rows)
     assert (sample.rows[0], sample.rows[-1]) == (0, getattr(counts, split) - 1)

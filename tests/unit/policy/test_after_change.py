@@ -115,7 +115,7 @@ EVALUATED_AGAIN: list[tuple[dict[str, Any], bool]] = [
     ({}, False),
     ({"evaluation": {"maxNewTokens": 64}}, False),
     ({"evaluation": {"maxNewTokens": 128}}, True),
-    ({"evaluation": {"baseline": False}}, True),
+    ({"evaluation": {"baseModel": False}}, True),
     ({"evaluation": {"promote": {}}}, True),
     ({"evaluation": {"promote": {"thresholds": [{"metric": "Accuracy", "min": 0.9}]}}}, True),
     ({"output": {"uri": "s3://bucket/out", "formats": ["Merged"]}}, False),

@@ -516,25 +516,25 @@ def test_a_lack_of_workers_is_recorded_before_the_attempt_is_stopped() -> None:
 
 
 RESOLVED = ResolvedStatus(
-    task="SequenceClassification", dtype="Float32", format="Classification", packing="Padded", learning_rate=2.1e-4
+    task="SequenceClassification", dtype="Float32", format="Classification", batching="Padded", learning_rate=2.1e-4
 )
 
 
 @pytest.mark.parametrize(
     ("before", "after", "is_new"),
     [
-        ({}, {"data": {"packing": "Padded"}}, False),
-        ({}, {"data": {"packing": "LengthGrouped"}}, True),
-        ({}, {"data": {"format": "Classification", "packing": "Padded"}}, False),
+        ({"training": {}}, {"training": {"batching": "Padded"}}, False),
+        ({"training": {}}, {"training": {"batching": "LengthGrouped"}}, True),
+        ({"training": {}}, {"data": {"format": "Classification"}, "training": {"batching": "Padded"}}, False),
         ({}, {"model": {"uri": "s3://bucket/model", "task": "SequenceClassification", "dtype": "Float32"}}, False),
         ({}, {"model": {"uri": "s3://bucket/model", "dtype": "BFloat16"}}, True),
         ({}, {"data": {"test": {"fraction": 0.1, "stratify": True}}}, False),
         ({}, {"data": {"test": {"fraction": 0.1, "stratify": False}}}, True),
-        ({"data": {"packing": "Padded"}}, {}, True),
+        ({"training": {"batching": "Padded"}}, {}, True),
         ({"training": {}}, {"training": {"learningRate": 2.1e-4}}, False),
         ({"training": {}}, {"training": {"learningRate": 2e-4}}, True),
         ({"training": {"learningRate": 2.1e-4}}, {"training": {}}, True),
-        ({"data": {"packing": "Padded"}}, {"data": {"packing": "Padded"}}, False),
+        ({"training": {"batching": "Padded"}}, {"training": {"batching": "Padded"}}, False),
     ],
 )
 def test_spelling_out_an_automatic_value_starts_no_new_run(

@@ -53,7 +53,7 @@ def condition(status: Status, kind: ConditionType) -> tuple[str, Reason, str] | 
 def test_figures_of_regression_sets_are_recorded_with_their_candidate() -> None:
     general = {"general": {Metric.LOSS: 3.6}}
     after = evaluated(BEFORE, None, baseline_sets=general, tuned_sets={"general": {Metric.LOSS: 3.8}})
-    assert after.regression_sets_of(CandidateName.BASELINE) == general
+    assert after.regression_sets_of(CandidateName.BASE_MODEL) == general
     assert after.regression_sets_of(CandidateName.TUNED) == {"general": {Metric.LOSS: 3.8}}
     assert after.metrics_of(CandidateName.TUNED) == {}
     without = evaluated(BEFORE, None, tuned={Metric.LOSS: 1.0})

@@ -96,7 +96,7 @@ def test_a_complete_run_is_the_current_one_again_and_nothing_is_started() -> Non
 
 def test_another_evaluation_of_a_reused_run_only_evaluates() -> None:
     first = job_of()
-    job, _ = changed_and_back(status_of(first, *complete(first)), evaluation={"baseline": False})
+    job, _ = changed_and_back(status_of(first, *complete(first)), evaluation={"baseModel": False})
     assert next_step(job, observe(job)) == steps.Start(Stage.EVALUATE, 2)
 
 

@@ -68,7 +68,7 @@ def test_a_status_in_the_flat_shape_of_earlier_versions_is_read_without_loss(rea
     assert run.last_checkpoint is not None
     assert run.last_checkpoint.step == 40
     assert status.metrics_of(CandidateName.TUNED) == {Metric.LOSS: 1.0}
-    assert status.metrics_of(CandidateName.BASELINE) == {Metric.LOSS: 2.0}
+    assert status.metrics_of(CandidateName.BASE_MODEL) == {Metric.LOSS: 2.0}
     assert run.artifact is not None
     assert [entry.superseded_by_spec_change for entry in run.attempts] == [True, None]
     assert [entry.plan for entry in run.attempts] == [AttemptPlan(nodes=4)] * 2
@@ -81,12 +81,12 @@ HASHES_BEFORE_SCOPES = {
     "all blocks": (
         {
             "method": {"lora": {"rank": 4}},
-            "evaluation": {"baseline": False, "maxNewTokens": 128},
+            "evaluation": {"maxNewTokens": 128},
             "output": {"uri": "s3://bucket/out", "formats": ["Merged"]},
             "deepspeed": {"zeroStage": 3},
             "training": {"learningRate": 0.1, "microBatchSize": 2, "epochs": 3},
         },
-        "a2fd022bbe4e25df",
+        "2b2513ed0f42b3b1",
     ),
 }
 """Hashes of these specs as the operators before field scopes computed them."""

@@ -17,7 +17,7 @@ from finetune_api.rules import task_of, violations
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import NEW_TOKEN_ZERO_STAGES, QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
 from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Packing, Spec, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Batching, Data, DataFormat, Dtype, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
@@ -142,7 +142,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     for text in (*info.remarks, *warnings):
         report.warn(text)
     vocabulary = _vocabulary(extension, base, dataset_uri, longest_allowed(_NO_LIMIT, facts, tokenizer), store, runtime)
-    packing, packing_note = choose_packing(config, info, facts.parameters)
+    batching, batching_note = choose_batching(config, info, facts.parameters)
     prepared = Prepared(
         dataset_uri=dataset_uri,
         dataset_digest=digest,
@@ -154,8 +154,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         format=data_format,
         task=task,
         dtype=dtype,
-        packing=packing,
-        packs=plan_packs(info.lengths["train"], info.max_length).count if packing is Packing.PACKED else None,
+        packing=batching,
+        packs=plan_packs(info.lengths["train"], info.max_length).count if batching is Batching.PACKED else None,
         zero_stage=choice.stage,
         counts=info.counts,
         labels=info.labels,
@@ -178,7 +178,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
                 info,
                 (
                     _format_note(spec, data_format),
-                    packing_note,
+                    batching_note,
                     choice.reason,
                     method_note,
                     _frozen_note(facts),
@@ -376,7 +376,7 @@ def _check_class(spec: Spec, plan: WeightPlan, task: Task, length: int) -> None:
         check_dropped_layers(plan.model_class, plan.config, spec.model.uri, pruning)
     if spec.training.chunked_loss:
         check_chunks(plan.model_class, plan.config, spec.model.uri, TASKS[task])
-    if spec.data.packing is Packing.PACKED:
+    if spec.training.batching is Batching.PACKED:
         check_packs(plan.model_class, plan.config, spec.model.uri, TASKS[task], capacity=length)
 
 
@@ -540,7 +540,7 @@ def _zero_choice(
         micro_batch=config.batch.micro_size,
         global_batch=config.batch.global_size,
         length=length,
-        is_packed=spec.data.packing is Packing.PACKED,
+        is_packed=spec.training.batching is Batching.PACKED,
         gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
     )
     # With GPUs, the container's memory limit does not bound the GPU's memory.
@@ -647,24 +647,24 @@ def _added_tokens(tokenizer: Any) -> tuple[str, str]:
     return (special[0], special[-1]) if special else ("", "")
 
 
-def choose_packing(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Packing, str]:
+def choose_batching(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Batching, str]:
     """The packing that the user set, otherwise the cheaper one, with the reason for the choice."""
     histogram = info.lengths["train"]
-    if config.spec.data.packing is Packing.PACKED:
-        return Packing.PACKED, _pack_note(histogram, info.max_length)
-    if config.spec.data.packing is not None:
-        return config.spec.data.packing, ""
+    if config.spec.training.batching is Batching.PACKED:
+        return Batching.PACKED, _pack_note(histogram, info.max_length)
+    if config.spec.training.batching is not None:
+        return config.spec.training.batching, ""
     lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
     saved = grouping_of(config, lengths, parameters).saved
     if saved <= _MIN_GROUPING_SAVING:
-        return Packing.PADDED, f"packing Padded: grouping by length would save {max(saved, 0):.0%} of the computation"
-    return Packing.LENGTH_GROUPED, f"packing LengthGrouped: saves {saved:.0%} of the computation"
+        return Batching.PADDED, f"batching Padded: grouping by length would save {max(saved, 0):.0%} of the computation"
+    return Batching.LENGTH_GROUPED, f"batching LengthGrouped: saves {saved:.0%} of the computation"
 
 
 def _pack_note(histogram: Mapping[int, int], capacity: int) -> str:
     plan, rows = plan_packs(histogram, capacity), sum(histogram.values())
     return (
-        f"packing Packed: {rows} examples in {plan.count} packs of at most {capacity} tokens, which are "
+        f"batching Packed: {rows} examples in {plan.count} packs of at most {capacity} tokens, which are "
         f"{efficiency(histogram, plan, capacity):.1%} full; a batch size of 1 is about {rows / plan.count:.3g} examples"
     )
 

@@ -62,10 +62,10 @@ def thresholds(evidence: Evidence) -> Iterator[Check]:
             yield _check(value <= threshold.max, f"{name} {_text(value)}", f"at most {_text(threshold.max)}")
 
 
-def gain_over_baseline(evidence: Evidence) -> Iterator[Check]:
+def gain_over_base_model(evidence: Evidence) -> Iterator[Check]:
     """Improvement over the base model."""
-    if evidence.rules.min_gain_over_baseline is not None:
-        yield _gain(evidence, "the base model", evidence.baseline, evidence.rules.min_gain_over_baseline)
+    if evidence.rules.min_gain_over_base_model is not None:
+        yield _gain(evidence, "the base model", evidence.baseline, evidence.rules.min_gain_over_base_model)
 
 
 def regression(evidence: Evidence) -> Iterator[Check]:
@@ -129,7 +129,7 @@ def significance(evidence: Evidence) -> Iterator[Check]:
 
 CONDITIONS: tuple[Condition, ...] = (
     thresholds,
-    gain_over_baseline,
+    gain_over_base_model,
     regression,
     known,
     not_rolled_back,

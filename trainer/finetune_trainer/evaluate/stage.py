@@ -92,7 +92,7 @@ def evaluate(
         source = _export_missing(config, prepared, store, runtime)
     with report.phase("fetch", "fetching the models"):
         tuned, *others = exported_candidates(config, store, runtime)
-        base = base_candidate(config, store, runtime) if config.spec.evaluation.baseline else None
+        base = base_candidate(config, store, runtime) if config.spec.evaluation.base_model else None
         regression = _regression_rows(config, info, tuned, store, runtime)
         promotion = ModelPromotion.of_run(config, prepared, tuned, test, store, runtime)
     training = _training_log(config, store)
@@ -265,8 +265,8 @@ def _notes(config: TrainerConfig, prepared: Prepared, base: Candidate | None, ex
         found.append("There was no test split (data.test.fraction is 0), so nothing was measured on held-out data.")
     elif examples < _FEW:
         found.append(f"The test split has {examples} examples only; consider the confidence intervals.")
-    if not config.spec.evaluation.baseline:
-        found.append("The base model was not evaluated (evaluation.baseline is false).")
+    if not config.spec.evaluation.base_model:
+        found.append("The base model was not evaluated (evaluation.baseModel is false).")
     elif base is not None and prepared.counts.test and (reason := random_head_reason(base, prepared)):
         found.append(
             f"The base model {reason}: its metrics are those of a randomly initialized head, "

@@ -39,8 +39,8 @@ def check_packs(model_class: Any, config: Any, uri: str, task: TrainingTask, *, 
 
 def _refusal(reason: str) -> BadConfigError:
     return BadConfigError(
-        f"spec.data.packing must not be Packed for this base model: {reason}",
-        advice="set spec.data.packing: Padded or LengthGrouped, or use another base model",
+        f"spec.training.batching must not be Packed for this base model: {reason}",
+        advice="set spec.training.batching: Padded or LengthGrouped, or use another base model",
     )
 
 

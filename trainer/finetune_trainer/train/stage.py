@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from finetune_api.progress import TrainResult
 from finetune_api.trainer_config import PreparedConfig
-from finetune_api.v1alpha1 import Dtype, Packing
+from finetune_api.v1alpha1 import Batching, Dtype
 
 from ..checkpoint.engine import rng
 from ..checkpoint.manager import CheckpointManager
@@ -175,7 +175,7 @@ class _Attempt:
         prepared, device = self.config.prepared, device_of(self.config, self.runtime)
         rows = self._split("train")
         collator = Collator(load_tokenizer(base).pad_token_id, prepared.task)
-        is_packed = prepared.packing is Packing.PACKED
+        is_packed = prepared.packing is Batching.PACKED
         return Parts(
             config=self.config,
             plan=plan,
@@ -237,9 +237,9 @@ class _Attempt:
 
     def _batches(self, rows: TokenDataset) -> GlobalBatches:
         prepared, batch, seed = self.config.prepared, self.config.batch, self.config.spec.training.seed
-        if prepared.packing is Packing.PACKED:
+        if prepared.packing is Batching.PACKED:
             return PackedBatches(rows.lengths, batch, seed, capacity=rows.info.max_length)
-        is_grouped = prepared.packing is Packing.LENGTH_GROUPED
+        is_grouped = prepared.packing is Batching.LENGTH_GROUPED
         groups = grouping_of(self.config, rows.lengths, prepared.parameters).groups if is_grouped else 1
         return GlobalBatches(rows.lengths, batch, seed, grouped=is_grouped, groups=groups)
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..base import ApiModel
-from ..data import Packing
 from ..model import Quantization
 from ..results import ArtifactFormat
 from ..scope import Scope
 from ..tasks import Task
+from ..training import Batching
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class MethodSupport:
     zero_stages: tuple[int, ...] = (0, 1, 2, 3)
     gradient_checkpointing: tuple[bool, ...] = (False, True)
     """Values of `spec.training.gradientCheckpointing` that it can be trained with."""
-    packings: tuple[Packing, ...] = tuple(Packing)
-    """Values of `spec.data.packing` that it can be trained with."""
+    batchings: tuple[Batching, ...] = tuple(Batching)
+    """Values of `spec.training.batching` that it can be trained with."""
     quantizations: tuple[Quantization, ...] = ()
     """Values of `spec.model.quantization` that it can be trained with: none if it trains weights of the base model's
     linear layers."""

@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from ..data import Packing
 from ..model import Quantization
 from ..results import ArtifactFormat
 from ..tasks import Task
+from ..training import Batching
 from .base import MethodBlock, MethodSupport
 
 
@@ -19,7 +19,7 @@ class PromptLearning(MethodBlock):
         # A decoder that classifies looks for the last token of a row in its token ids, which embeddings do not have.
         tasks=(Task.CAUSAL_LM,),
         # They are put before a row, so only the first example of a pack would have them.
-        packings=(Packing.PADDED, Packing.LENGTH_GROUPED),
+        batchings=(Batching.PADDED, Batching.LENGTH_GROUPED),
         quantizations=tuple(Quantization),
     )
 
