@@ -47,8 +47,11 @@ class Found:
     """Share of the places in packs that hold a token. None: no packs."""
 
 
-def save_model(folder: Path, texts: list[str]) -> None:
-    """Write a Llama with random weights, and a byte-level tokenizer that is trained on the texts."""
+def save_model(folder: Path, texts: list[str], rows: int | None = None) -> None:
+    """Write a Llama with random weights, and a byte-level tokenizer that is trained on the texts.
+
+    The embedding has `rows` rows, by default one for each token.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -69,7 +72,7 @@ def save_model(folder: Path, texts: list[str]) -> None:
     )
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=rows or len(tokenizer),
         hidden_size=256,
         intermediate_size=704,
         num_hidden_layers=3,

@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import json
 import os
+import resource
 import socket
 import statistics
 import subprocess
@@ -39,6 +40,8 @@ from finetune_api.trainer_config import BatchPlan, JobRef, PreparedConfig, Stora
 from finetune_api.v1alpha1 import Spec  # noqa: E402
 
 WORLD = 2
+COMPILED = "ours, compiled"
+"""Our side with `torch.compile`, which no job has."""
 SIDES = ("ours", "trainer", "trainer, group_by_length")
 UNIFORM_TOKENS = 64
 MIXED_MEDIAN_WORDS, MIXED_SIGMA, MIXED_MOST_TOKENS = 24, 0.9, 256
@@ -57,6 +60,10 @@ class Timed:
     """Over both ranks. Less sensitive to other load on the machine than wall time."""
     loss: float
     """Mean training loss of both epochs. The sides must agree to a few per cent, because they do the same work."""
+    peak_bytes: int
+    """Largest peak of the resident memory of a rank, above that of its imports."""
+    first_step_seconds: float
+    """From the start of the training to the end of the first step: loading, compiling and one step."""
 
 
 # ---- the rows ----
@@ -106,9 +113,33 @@ def rank_main(job_path: Path) -> None:
     """Run one side as the rank in the environment, and write the ends of its steps to a file."""
     job = json.loads(job_path.read_text())
     config = TrainerConfig.model_validate(job["config"])
-    marks, loss = run_ours(config) if job["side"] == "ours" else run_trainer(config, job["side"])
-    out = Path(os.environ[Env.SCRATCH]) / "marks.json"
-    out.write_text(json.dumps({"marks": marks, "loss": loss}))
+    if is_ours := job["side"] in ("ours", COMPILED):
+        pass
+    if job["side"] == COMPILED:
+        compile_models()
+    imported, started = peak_memory(), time.perf_counter()
+    marks, loss = run_ours(config) if is_ours else run_trainer(config, job["side"])
+    left = {"marks": marks, "loss": loss, "peak": peak_memory() - imported, "started": started}
+    (Path(os.environ[Env.SCRATCH]) / "marks.json").write_text(json.dumps(left))
+
+
+def peak_memory() -> int:
+    """Return the peak of the resident memory of this process, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def compile_models() -> None:
+    """Let DeepSpeed train models whose forward pass is compiled, for any length of a row."""
+    import deepspeed
+    import torch
+
+    initialize = deepspeed.initialize
+
+    def initialize_compiled(*args: Any, model: Any, **settings: Any) -> Any:
+        model.forward = torch.compile(model.forward, dynamic=True)
+        return initialize(*args, model=model, **settings)
+
+    deepspeed.initialize = initialize_compiled
 
 
 def run_ours(config: TrainerConfig) -> tuple[list[StepEnd], float]:
@@ -231,9 +262,15 @@ def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
     first, last = len(marks[0]) // 2 - 1, len(marks[0]) - 1  # start and end of the second epoch
     seconds = marks[0][last][0] - marks[0][first][0]
     cpu_seconds = sum(rank[last][1] - rank[first][1] for rank in marks)
-    counted = marks[:1] if side == "ours" else marks  # our stage counts over all ranks
+    counted = marks[:1] if side in ("ours", COMPILED) else marks  # our stage counts over all ranks
     tokens = sum(rank[last][2] - rank[first][2] for rank in counted)
-    return Timed(tokens / seconds, tokens / cpu_seconds, left[0]["loss"])
+    return Timed(
+        tokens / seconds,
+        tokens / cpu_seconds,
+        left[0]["loss"],
+        peak_bytes=max(entry["peak"] for entry in left),
+        first_step_seconds=marks[0][0][0] - left[0]["started"],
+    )
 
 
 def _start_rank(rank: int, world: int, job: Path, folder: Path, port: int) -> "subprocess.Popen[bytes]":

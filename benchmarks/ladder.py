@@ -1,0 +1,171 @@
+"""Benchmark what each setting of a language model's training adds: one rung after the other, on the same texts.
+
+Each rung is a training with the product's own stages, on one process with one thread. It has the settings of another
+rung, its base, and one more. Texts, model and tokens per optimizer step are those of packing.py, with a larger
+vocabulary, so that the logits are the largest tensor, as in large models. The second of two epochs is measured. The
+loss of held-out texts is compared after the last step, when all rungs have seen the same tokens.
+
+    python benchmarks/ladder.py [--rounds 1] [--rows 160] [--capacity 256] [--vocabulary 32768]
+
+`torch.compile` is no setting of a job: that rung compiles the forward pass in the benchmark, to show whether it would
+pay within a run. LoRA has ten times the learning rate, as its default has. Prints a table and, as the last line, a
+JSON object with the same figures. Memory is the peak of the process, above that of the imports.
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packing import EXAMPLES, save_model
+from small_trainings import NEVER, bench_storage, prepared, training_config
+from training_speed import COMPILED, Timed, documents, timed
+
+from finetune_api.trainer_config import BatchPlan, StorageSettings, TrainerConfig
+from finetune_api.v1alpha1 import Batching
+
+RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One setting that is added to those of its base."""
+
+    base: str | None = None
+    training: tuple[tuple[str, Any], ...] = ()
+    method: str = "full"
+    is_compiled: bool = False
+
+
+RUNGS = {
+    "padded": Rung(training=(("batching", Batching.PADDED.value),)),
+    "grouped": Rung("padded", (("batching", Batching.LENGTH_GROUPED.value),)),
+    "packed": Rung("padded", (("batching", Batching.PACKED.value),)),
+    "packed, chunked loss": Rung("packed", (("chunkedLoss", True),)),
+    "packed, checkpointing": Rung("packed", (("gradientCheckpointing", True),)),
+    "packed, both": Rung("packed, chunked loss", (("gradientCheckpointing", True),)),
+    "packed, LoRA": Rung("packed", (("learningRate", 10 * RATE),), method="lora"),
+    "packed, compiled": Rung("packed", is_compiled=True),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Results of one training."""
+
+    speed: Timed
+    held_out_loss: float
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Return the settings of a rung and of its bases."""
+    rung = RUNGS[name]
+    return (settings_of(rung.base) if rung.base else {}) | dict(rung.training)
+
+
+def prepared_config(
+    name: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path
+) -> TrainerConfig:
+    """Run the prepare stage for one rung. A step of packs has about as many tokens as one of examples."""
+    label = name.replace(", ", "-").replace(" ", "-")
+    spec = {
+        "model": {"uri": f"file://{folder / 'model'}"},
+        "data": {
+            "train": [{"uri": "s3://bench/train.jsonl"}],
+            "validation": {"sources": [{"uri": "s3://bench/held-out.jsonl"}]},
+            "test": {"fraction": 0.0},
+            "format": "Text",
+            "maxLength": options.capacity,
+        },
+        "method": {RUNGS[name].method: {}},
+        "training": {
+            "epochs": 2,
+            "learningRate": RATE,
+            "learningRateSchedule": "Constant",
+            "seed": seed,
+            "gradientCheckpointing": False,
+            **settings_of(name),
+        },
+        "evaluation": {"everySteps": NEVER},
+        "checkpoint": {"everySteps": NEVER},
+        "output": {"uri": f"s3://bench/{label}-{seed}"},
+    }
+    config = prepared(training_config(spec, settings, batch=EXAMPLES), folder / f"{label}-{seed}")
+    found = config.prepared
+    assert found is not None
+    if found.packs is None:
+        return config
+    size = max(1, round(EXAMPLES * found.packs / found.counts.train))
+    return config.model_copy(update={"batch": BatchPlan(global_size=size, micro_size=size, accumulation=1)})
+
+
+def measure(name: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> Found:
+    """Run one training."""
+    from finetune_trainer.store.client import ObjectStore
+
+    config = prepared_config(name, seed, options, settings, folder)
+    side = COMPILED if RUNGS[name].is_compiled else "ours"
+    speed = timed(side, config, folder / f"ranks-{len(list(folder.iterdir()))}")
+    log = ObjectStore.connect(settings).get_json(f"{config.run_uri}/training.json")["log"]
+    (loss,) = (entry["eval_loss"] for entry in log if "eval_loss" in entry)
+    rate = round(speed.tokens_per_cpu_second)
+    print(f"  round {seed}, {name}: {rate} tokens per CPU second, loss {loss:.4f}", flush=True)
+    return Found(speed, loss)
+
+
+def report(found: dict[str, list[Found]], options: argparse.Namespace) -> None:
+    """Print the table and the JSON object."""
+
+    def median(name: str, figure: Any) -> float:
+        return statistics.median(figure(entry) for entry in found[name])
+
+    rows = []
+    for name, rung in RUNGS.items():
+        base = rung.base
+        speed = median(name, lambda entry: entry.speed.tokens_per_cpu_second)
+        rows.append(
+            {
+                "rung": name,
+                "base": base,
+                "tokensPerCpuSecond": round(speed),
+                "speedToBase": base and round(speed / median(base, lambda entry: entry.speed.tokens_per_cpu_second), 2),
+                "memoryMiB": round(median(name, lambda entry: entry.speed.peak_bytes) / 2**20),
+                "firstStepSeconds": round(median(name, lambda entry: entry.speed.first_step_seconds), 1),
+                "heldOutLoss": round(median(name, lambda entry: entry.held_out_loss), 4),
+            }
+        )
+    print(f"\n{'rung':<22} {'tokens/CPU s':>12} {'to base':>8} {'memory MiB':>11} {'first step s':>13} {'loss':>8}")
+    for row in rows:
+        ratio = "" if row["speedToBase"] is None else f"{row['speedToBase']:.2f}"
+        print(
+            f"{row['rung']:<22} {row['tokensPerCpuSecond']:>12} {ratio:>8} {row['memoryMiB']:>11} "
+            f"{row['firstStepSeconds']:>13} {row['heldOutLoss']:>8.4f}"
+        )
+    settings = {"rows": options.rows, "rounds": options.rounds, "vocabulary": options.vocabulary}
+    print(json.dumps({"benchmark": "ladder", **settings, "packTokens": options.capacity, "rungs": rows}))
+
+
+def main() -> None:
+    """Measure and print the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--rounds", type=int, default=1, help="trainings per rung, each with another seed")
+    parser.add_argument("--rows", type=int, default=160, help="texts to train on")
+    parser.add_argument("--capacity", type=int, default=256, help="tokens per pack, and per example at most")
+    parser.add_argument("--vocabulary", type=int, default=32_768, help="rows of the embedding of the model")
+    options = parser.parse_args()
+    with bench_storage() as (folder, settings, store):
+        texts = [row["text"] for row in documents("mixed", options.rows + options.rows // 4)]
+        save_model(folder / "model", texts, rows=options.vocabulary)
+        for name, part in (("train", texts[: options.rows]), ("held-out", texts[options.rows :])):
+            store.put(f"s3://bench/{name}.jsonl", "\n".join(json.dumps({"text": text}) for text in part).encode())
+        found: dict[str, list[Found]] = {name: [] for name in RUNGS}
+        for seed in range(1, options.rounds + 1):
+            for name in RUNGS if seed % 2 else reversed(RUNGS):
+                found[name].append(measure(name, seed, options, settings, folder))
+    report(found, options)
+
+
+if __name__ == "__main__":
+    main()
