@@ -158,6 +158,10 @@ gpu-check: $(VENV)/.ready-test ## Build the GPU check, and run it here on the CP
 check-vllm: $(VENV)/.ready-test ## Check that vLLM reads exports (13 minutes, 14 GB)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/vllm_check.py $(ARGS)
 
+.PHONY: check-lm-eval
+check-lm-eval: $(VENV)/.ready-test ## Check that lm-eval finds our losses (12 minutes)
+	@PYTHONPATH=tests/support $(BIN)/python benchmarks/lm_eval_check.py $(ARGS)
+
 .PHONY: bench-checkpoints
 bench-checkpoints: $(VENV)/.ready-test ## Benchmark checkpoints (20 minutes)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/checkpoints.py $(ARGS)
@@ -199,6 +203,7 @@ lock: $(VENV)/.ready-build ## Resolve requirements/*.txt to the newest versions
 	$(LOCK) pyproject.toml --extra operator -c requirements/test.txt -o requirements/operator.txt
 	$(LOCK) pyproject.toml --extra trainer --extra tracking -c requirements/test.txt -o requirements/trainer.txt
 	$(LOCK) requirements/mlflow.in -o requirements/mlflow.txt
+	$(LOCK) requirements/lm-eval.in --override requirements/lm-eval.in -c requirements/test.txt -o requirements/lm-eval.txt
 	for name in vllm vllm-oldest; do \
 		$(LOCK) requirements/$$name.in --override requirements/$$name.in -o requirements/$$name.txt; \
 	done

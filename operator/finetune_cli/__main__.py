@@ -4,7 +4,22 @@ import sys
 
 import typer
 
-from .commands import checkpoints, compare, demo, init, logs, objects, plan, promotion, run, runs, status, store, watch
+from .commands import (
+    checkpoints,
+    compare,
+    demo,
+    init,
+    lm_eval,
+    logs,
+    objects,
+    plan,
+    promotion,
+    run,
+    runs,
+    status,
+    store,
+    watch,
+)
 from .exit_status import USER_ERRORS, explain, of_error
 from .terminal import echo
 
@@ -28,6 +43,7 @@ app.command()(watch.watch)
 app.command()(logs.logs)
 app.command()(runs.runs)
 app.command()(compare.compare)
+app.command()(lm_eval.lm_eval)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(store.app, name="store")
 app.command()(promotion.promote)

@@ -25,6 +25,9 @@ SURFACE = {
         *("runs", "--context", "--endpoint", "--html", "--kubeconfig", "--namespace", "--output", "--work-dir"),
         *("-n", "-o"),
     ],
+    "lm-eval": [
+        *("where", "folder", "--context", "--endpoint", "--kubeconfig", "--namespace", "--skip", "--work-dir", "-n")
+    ],
     "checkpoints list": [
         *("where", "--context", "--endpoint", "--kubeconfig", "--namespace", "--output", "--work-dir", "-n", "-o")
     ],
