@@ -1,5 +1,6 @@
 """`finetune lm-eval`: the test split of a run as a task for lm-evaluation-harness."""
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,5 +61,5 @@ def _lines(written: "WrittenTask", folder: Path) -> list[str]:
         f"model: {written.model_uri}/",
         "to evaluate it, download it into a folder MODEL, for example with `finetune store get`, and run:",
         f"lm_eval run --model hf --model_args pretrained=MODEL,{written.model_args} \\",
-        f"    --tasks {written.name} --include_path {folder}",
+        f"    --tasks {written.name} --include_path {shlex.quote(str(folder))}",
     ]

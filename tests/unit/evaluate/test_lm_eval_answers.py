@@ -28,6 +28,11 @@ def merging_tokenizer() -> Any:
     return tokenizer
 
 
+def gpt2_tokenizer() -> Any:
+    """Two line breaks at the end of a text are one token, and two tokens before a word."""
+    return tiny_tokenizer().train_new_from_iterator(["a good one?\n\n"] * 9, vocab_size=400)
+
+
 def sentencepiece_tokenizer() -> Any:
     """As that of Llama 2: decoding drops the space before the first word."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -119,6 +124,14 @@ def test_a_prompt_of_white_space_is_refused(text: str, spans: list[str]) -> None
     texts = Texts(tokenizer := tiny_tokenizer())
     (row,) = rows_of(text, spans, tokenizer)
     with pytest.raises(UnequalError, match="only white space precedes the answer"):
+        list(answers_of(row, texts))
+
+
+def test_a_prompt_that_has_other_tokens_without_its_answer_is_refused() -> None:
+    texts = Texts(tokenizer := gpt2_tokenizer())
+    (row,) = rows_of("<s>is it good?\n\nyes</s>", ["yes</s>"], tokenizer)
+    assert texts.encode(texts.decode(row["input_ids"].tolist())) == row["input_ids"].tolist()
+    with pytest.raises(UnequalError, match="the prompt without the answer has other tokens"):
         list(answers_of(row, texts))
 
 

@@ -28,12 +28,14 @@ from ..model.tokenizer import load_tokenizer
 from ..run_record import PreparedRun
 from ..store import ObjectStore
 from ..tasks import IGNORED
+from ..tasks.metrics import perplexity
 from . import lm_eval_utils
 
 TASK_FILE = "task.yaml"
 UTILS_FILE = "utils.py"
 
 _OTHER_TOKENS = "the text has other tokens than the row"
+_OTHER_PROMPT = "the prompt without the answer has other tokens than in the row"
 _NO_CONTEXT = "only white space precedes the answer, and lm-eval needs another context"
 _SHOWN = 80
 """Characters of a row in a message."""
@@ -88,9 +90,14 @@ class WrittenTask:
     model_args: str
     """For `--model_args` of lm-eval, without the folder of the model."""
     loss: float
-    """Of the run's own evaluation, on all rows."""
-    perplexity: float
+    """In nats, of the run's own evaluation on all rows."""
     tokens: int
+    """Tokens that the loss is averaged over."""
+
+    @property
+    def perplexity(self) -> float:
+        """Of the same evaluation."""
+        return perplexity(self.loss)
 
 
 class Texts:
@@ -133,7 +140,6 @@ def write_task(store: ObjectStore, run_uri: str, folder: Path, scratch: Path, *,
             f"dtype={prepared.dtype.lower()},softmax_dtype=float32,add_bos_token=False,max_length={answers.longest}"
         ),
         loss=figures.metrics[Metric.LOSS],
-        perplexity=figures.metrics[Metric.PERPLEXITY],
         tokens=figures.tokens,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,8 +197,10 @@ def answers_of(row: Mapping[str, Any], texts: Texts) -> Iterator[Answer]:
     ids: list[int] = row["input_ids"].tolist()
     for start, end in _spans(np.asarray(row["labels"]) != IGNORED):
         prompt, text = texts.decode(ids[:start]), texts.decode(ids[:end])
-        if not text.startswith(prompt) or texts.encode(text) != ids[:end] or texts.encode(prompt) != ids[:start]:
+        if not text.startswith(prompt) or texts.encode(text) != ids[:end]:
             raise UnequalError(_OTHER_TOKENS)
+        if texts.encode(prompt) != ids[:start]:
+            raise UnequalError(_OTHER_PROMPT)
         yield Answer(prompt, text[len(prompt) :], end - start, _context(ids[:start], prompt, texts))
 
 
@@ -251,9 +259,7 @@ def _figures(record: PreparedRun, evaluated: _Evaluated, uri: str) -> _Figures:
 def _task(written: WrittenTask, run_uri: str) -> str:
     found = f"its evaluation found a loss of {written.loss:.6f} and a perplexity of {written.perplexity:.6g}"
     skipped = sum(written.left_out.values())
-    missing = (
-        f"# {skipped:,} of {written.rows:,} rows are left out: lm-eval finds other figures.\n" if skipped else ""
-    )
+    missing = f"# {skipped:,} of {written.rows:,} rows are left out: lm-eval finds other figures.\n" if skipped else ""
     return f"""\
 # Test split of {run_uri}.
 # With the exported model, {found}.
