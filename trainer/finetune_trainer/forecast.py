@@ -23,11 +23,13 @@ from .data.prepare import prepare
 from .errors import StorageProtocolError
 from .evaluate.training_log import TrainingLog
 from .logs import QUIET_ENVIRONMENT, quiet_libraries
+from .methods import METHODS
 from .model.estimate import STATE_BYTES
 from .progress import ProgressReporter
 from .run_record import RunRecord
 from .runtime import RuntimeEnv
 from .store import ObjectStore
+from .tasks import TASKS
 from .train.plan import TrainingPlan, training_plan
 
 log = logging.getLogger(__name__)
@@ -87,7 +89,8 @@ def forecast_job(config: TrainerConfig, store: ObjectStore, *, scratch: Path, ca
     prepared = prepare(config, store, runtime, ProgressReporter(None, stage=Stage.PREPARE))
     info = read_dataset_info(store, prepared.dataset_uri)
     plan = training_plan(PreparedConfig.of(config, prepared))
-    tokens = sum(length * rows for length, rows in info.lengths["train"].items())
+    task = METHODS[config.spec.method.name].training_task(TASKS[prepared.task])
+    tokens = task.texts_per_row * sum(length * rows for length, rows in info.lengths["train"].items())
     needs = EvaluationNeeds(
         parameters=prepared.parameters,
         test_tokens=prepared.test_tokens,

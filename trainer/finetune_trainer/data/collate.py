@@ -7,15 +7,16 @@ import torch
 
 from finetune_api.v1alpha1 import Task
 
-from ..tasks import TASKS
+from ..tasks import TrainingTask
+from ..tasks.base import definition_of
 
 
 class Collator:
     """Calls `collate` of a task with the tokenizer's pad id."""
 
-    def __init__(self, pad_token_id: int, task: Task, pad_to_multiple_of: int | None = None) -> None:
+    def __init__(self, pad_token_id: int, task: Task | TrainingTask, pad_to_multiple_of: int | None = None) -> None:
         self._pad_token_id = pad_token_id
-        self._task = TASKS[task]
+        self._task = definition_of(task)
         self._multiple = pad_to_multiple_of or 1
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

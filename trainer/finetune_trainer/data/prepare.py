@@ -136,7 +136,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     digest = dataset_digest(files, steps)
     dataset_uri = dataset_folder(config.output_uri, digest)
     info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
-    _check_tokens(info, plan, tokenizer, spec.model.uri)
+    _check_dataset(spec, info, plan, tokenizer)
     regression_tokens = _prepare_regression_sets(spec, info, plan, tokenizer, store, runtime, report)
     warnings = _model_warnings(config, plan, _labeled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
@@ -196,6 +196,18 @@ def _check_model(facts: ModelFacts, tokenizer: Any, uri: str, task: Task) -> Non
     """Raise ModelUnusableError if the task cannot be trained with the model or its tokenizer."""
     check_task(facts, uri, task)
     TASKS[task].masking(tokenizer, uri)
+
+
+def _check_dataset(spec: Spec, info: DatasetInfo, plan: WeightPlan, tokenizer: Any) -> None:
+    """Raise ModelUnusableError if the model does not know a token of the data, and BadConfigError if there are more
+    training examples than the method is made for."""
+    _check_tokens(info, plan, tokenizer, spec.model.uri)
+    most, found = METHODS[spec.method.name].most_rows, info.counts.train
+    if most is not None and found > most:
+        raise BadConfigError(
+            f"spec.method.{spec.method.name} must have at most {most:,} training examples, not {found:,}",
+            advice="set spec.data.fewShot.perClass, or write method: {full: {}}",
+        )
 
 
 def _check_tokens(info: DatasetInfo, plan: WeightPlan, tokenizer: Any, uri: str) -> None:
@@ -539,7 +551,7 @@ def _zero_choice(
         processes_per_node=max(1, spec.workers.gpus_per_node),
         micro_batch=config.batch.micro_size,
         global_batch=config.batch.global_size,
-        length=length,
+        length=length * METHODS[spec.method.name].training_task(TASKS[task]).texts_per_row,
         is_packed=spec.training.batching is Batching.PACKED,
         gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
     )

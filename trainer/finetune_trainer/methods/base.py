@@ -11,6 +11,7 @@ from finetune_api.v1alpha1 import MethodBlock
 
 from ..registry import Registry
 from ..tasks import TrainingTask
+from ..tasks.base import Collate, Split
 from .counts import ActivationCounts
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class FineTuningMethod(ABC, Generic[Block]):
     """Whether only the trained parameters are gathered for the export, and the base model stays as it is."""
     saves_memory: ClassVar[bool] = True
     """Whether it is proposed instead of a method whose training does not fit, if it trains fewer parameters."""
+    most_rows: ClassVar[int | None] = None
+    """Maximum number of training examples. None: no maximum."""
     default_learning_rate: ClassVar[float] = 2e-5
     """Learning rate if `spec.training.learningRate` is absent and a range test finds none. The test covers the rates
     around it, see `learning_rate.rates_to_test`."""
@@ -149,6 +152,10 @@ class FineTuningMethod(ABC, Generic[Block]):
         """
         del folder, block, task, new
         return 0
+
+    def training_task(self, task: TrainingTask) -> TrainingTask:
+        """The rows and the loss of the training. Models are always measured by `task`, which the job has."""
+        return task
 
     @abstractmethod
     def apply(self, model: PreTrainedModel, block: Block, task: TrainingTask, *, seed: int) -> nn.Module:
@@ -199,6 +206,13 @@ class FineTuningMethod(ABC, Generic[Block]):
         """Describe the phases of the training of a model in the prepare stage, without loading weights. Empty: one."""
         del folder, block, task, steps_per_epoch, total_steps
         return ""
+
+    def complete(self, model: nn.Module, rows: Split, collate: Collate) -> None:
+        """Compute parameters that no gradient trains, from the others and the training split. Collective.
+
+        Called before each validation and before the export. Draws no random numbers, and leaves the model in the mode
+        in which it is. `model` is the result of `apply` in the engine; `collate` is that of the job's task.
+        """
 
     def has_buffer(self, name: str) -> bool:
         """Whether a persistent buffer of the trained model is exported."""

@@ -161,6 +161,8 @@ class TrainingTask(ABC):
     """The loss is normalized by rows, whose number is known without communication; otherwise by targets."""
     scores_are_answers: ClassVar[bool]
     """Whether `Measured.scores` are right and wrong answers; otherwise they are losses."""
+    texts_per_row: ClassVar[int] = 1
+    """Texts of the dataset in one row of the training, each with one token in a padding row."""
     labeled: ClassVar[str] = "example"
     """What has a label, in the singular: the unit of the metrics of each class."""
     limits: ClassVar[tuple[str, ...]] = ()
@@ -344,3 +346,8 @@ def join_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 TASKS: Registry[TrainingTask] = Registry("finetune_trainer.tasks", "spec.model.task")
 """Task by name."""
+
+
+def definition_of(task: Task | TrainingTask) -> TrainingTask:
+    """The definition of a task that is given by its name or as such."""
+    return task if isinstance(task, TrainingTask) else TASKS[task]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.utils.data import DataLoader
 
 from finetune_api.comparison import OVERFLOW, OVERFLOW_TEXT
@@ -65,13 +66,17 @@ class Parts:
     collator: Collator
     validator: Validator | None
     device: torch.device
+    task: TrainingTask
+    """Rows, loss and its normalization: the job's task, unless the method trains another one."""
+    complete: Callable[[nn.Module], None]
+    """Computes the parameters that are not trained, before the model is measured."""
     open_trackers: Callable[[Sequence[dict[str, float]]], RunReports]
     """Starts reporting to the trackers of the spec; its argument is the log so far."""
 
     @property
-    def task(self) -> TrainingTask:
-        """Loss and its normalization."""
-        return TASKS[self.config.prepared.task]
+    def has_one_loss(self) -> bool:
+        """Whether the loss of the training can be compared with that of the validation."""
+        return self.task is TASKS[self.config.prepared.task]
 
 
 class TrainingLoop:
@@ -283,7 +288,7 @@ class TrainingLoop:
             error_changed=votes.upload_error_changed,
             too_stale=votes.too_stale,
         )
-        all_tokens = votes.tokens - padding_rows
+        all_tokens = votes.tokens - padding_rows * parts.task.texts_per_row
         run.tokens += int(all_tokens)
         seconds = self.meter.step_done(run.step, epoch=self._epoch, tokens=all_tokens)
         parts.checkpoints.record_step(seconds, step_seconds=self.meter.step_seconds)
@@ -331,7 +336,8 @@ class TrainingLoop:
         self._loss_since_log.zero_()
         loss = total / (run.step - run.last_logged_step)
         run.last_logged_step = run.step
-        run.loss_watch = run.loss_watch.started_at(loss)
+        if self.parts.has_one_loss:
+            run.loss_watch = run.loss_watch.started_at(loss)
         norms = {} if norm is None else {"grad_norm": norm}
         self._log({"loss": loss, **norms, "learning_rate": rate})
         self._recent_losses.append(loss)
@@ -363,6 +369,7 @@ class TrainingLoop:
         validator, report = self.parts.validator, self.parts.report
         assert validator is not None, "the plan evaluates only where there is a validation split"
         with report.phase("evaluate", "evaluating the validation split"):
+            self.parts.complete(self.module)
             metrics = validator.figures(self.engine, self.parts.stop)
         if metrics is None:
             self.is_stopping = self._save_due = True

@@ -19,8 +19,8 @@ from finetune_api.v1alpha1 import Task
 from ..data.order import Lengths, Order, epoch_order
 from ..data.packs import PackPlan, epoch_packs, histogram_of, plan_packs
 from ..data.shards import TokenDataset
-from ..tasks import TASKS
-from ..tasks.base import Split, join_rows
+from ..tasks import TrainingTask
+from ..tasks.base import Split, definition_of, join_rows
 
 PADDING_ROW = -1
 """Index of the padding row, which has one token and no label."""
@@ -120,8 +120,8 @@ class PackedBatches(GlobalBatches):
 class RowsWithPadding(Dataset[dict[str, Any]]):
     """A TokenDataset with an additional padding row, whose index is PADDING_ROW."""
 
-    def __init__(self, rows: TokenDataset, task: Task, *, seed: int = 0) -> None:
-        self._stored, self._task, self._seed = rows, TASKS[task], seed
+    def __init__(self, rows: TokenDataset, task: Task | TrainingTask, *, seed: int = 0) -> None:
+        self._stored, self._task, self._seed = rows, definition_of(task), seed
         self._rows: Split = rows
         self._padding_row = self._task.padding_row(rows[0])
 
@@ -141,7 +141,7 @@ class RowsWithPadding(Dataset[dict[str, Any]]):
 class PackedRows(Dataset[dict[str, Any]]):
     """The examples of a TokenDataset joined to packs. The index of a pack has the numbers of its examples."""
 
-    def __init__(self, rows: TokenDataset, task: Task, *, seed: int = 0) -> None:
+    def __init__(self, rows: TokenDataset, task: Task | TrainingTask, *, seed: int = 0) -> None:
         self._rows = RowsWithPadding(rows, task, seed=seed)
 
     def in_epoch(self, epoch: int) -> "PackedRows":

@@ -159,6 +159,7 @@ class _Attempt:
             try:
                 loop.train()
                 self._restore_best(loop)
+                parts.complete(loop.module)
                 check_zeros(loop.module, masks)
             except (StoppedError, DivergedError):
                 self._write_log(loop)
@@ -173,8 +174,9 @@ class _Attempt:
     def _parts(self, plan: TrainingPlan, checkpoints: CheckpointManager, base: Path) -> Parts:
         """Open the data."""
         prepared, device = self.config.prepared, device_of(self.config, self.runtime)
-        rows = self._split("train")
-        collator = Collator(load_tokenizer(base).pad_token_id, prepared.task)
+        rows, pad_token_id = self._split("train"), load_tokenizer(base).pad_token_id
+        method = METHODS[self.config.spec.method.name]
+        task, collator = method.training_task(TASKS[prepared.task]), Collator(pad_token_id, prepared.task)
         is_packed = prepared.packing is Batching.PACKED
         return Parts(
             config=self.config,
@@ -182,13 +184,13 @@ class _Attempt:
             checkpoints=checkpoints,
             report=self.report,
             stop=self.stop,
-            rows=(PackedRows if is_packed else RowsWithPadding)(
-                rows, prepared.task, seed=self.config.spec.training.seed
-            ),
+            rows=(PackedRows if is_packed else RowsWithPadding)(rows, task, seed=self.config.spec.training.seed),
             batches=self._batches(rows),
-            collator=collator,
+            collator=Collator(pad_token_id, task),
             validator=self._validator(collator, device) if plan.evaluate_every else None,
             device=device,
+            task=task,
+            complete=partial(method.complete, rows=rows, collate=collator),
             open_trackers=lambda log: open_reports(self.config, self.store, self.runtime, log, self._warn),
         )
 
