@@ -69,6 +69,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _pruning,
         _gradual_unfreezing,
         _lora_init,
+        _set_fit,
         _vocabulary,
         _no_credentials,
         _model_registry,
@@ -227,6 +228,23 @@ def _lora_init(spec: Spec) -> Iterator[Violation]:
         )
 
 
+def _set_fit(spec: Spec) -> Iterator[Violation]:
+    if spec.method.set_fit is None:
+        return
+    if spec.training.label_smoothing:
+        yield Violation(
+            "spec.training.labelSmoothing",
+            "must be 0 with spec.method.setFit, which trains on pairs of texts, not "
+            f"{spec.training.label_smoothing:g}; remove it",
+        )
+    if spec.training.overfitting is not None:
+        yield Violation(
+            "spec.training.overfitting",
+            "must be absent with spec.method.setFit, whose training loss is that of pairs and cannot be compared with "
+            "the validation loss; remove it, or use spec.training.earlyStopping",
+        )
+
+
 def _vocabulary(spec: Spec) -> Iterator[Violation]:
     vocabulary, path = spec.model.vocabulary, "spec.model.vocabulary"
     if vocabulary is None:
@@ -250,9 +268,11 @@ def _vocabulary(spec: Spec) -> Iterator[Violation]:
     if spec.method.lora is not None:
         yield from _new_tokens_with_lora(spec)
     elif spec.method.given and spec.method.full is None:
+        has_few_texts = spec.method.set_fit is not None
+        reason = "has too few texts for" if has_few_texts else "does not train"
         yield Violation(
             path,
-            f"must be absent with spec.method.{next(iter(spec.method.given))}, which does not train the embeddings of "
+            f"must be absent with spec.method.{next(iter(spec.method.given))}, which {reason} the embeddings of "
             "new tokens; remove it, or write method: {lora: {}} or {full: {}}",
         )
     freeze = None if spec.method.full is None else spec.method.full.freeze

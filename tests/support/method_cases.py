@@ -24,6 +24,7 @@ METHOD_CASES: dict[str, dict[str, Any]] = {
     "pTuning-LSTM": {"pTuning": {"encoderReparameterization": "LSTM"}},
     "layerNormTuning": {"layerNormTuning": {}},
     "osft": {"osft": {}},
+    "setFit": {"setFit": {}},
 }
 """Case -> `spec.method`."""
 

@@ -282,6 +282,15 @@ TRAINED: dict[str, dict[str, Any]] = {
         "training": _SHORT,
         "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged"]},
     },
+    "classifier-pairs": {
+        "model": {"uri": "{models}/bert", "task": "SequenceClassification"},
+        "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}], "fewShot": {"perClass": 8}},
+        "method": {"setFit": {}},
+        "training": {**_SHORT, "earlyStopping": {"metric": "Accuracy"}},
+        "evaluation": {"everySteps": 1},
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Merged", "Int8"]},
+        "workers": {"nodes": 2},
+    },
     "prefixed": {
         "model": {"uri": "{models}/llama", "task": "CausalLM"},
         "data": {"train": [{"uri": "s3://{bucket}/texts.jsonl"}], "format": "Text"},

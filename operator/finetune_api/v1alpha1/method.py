@@ -13,6 +13,7 @@ from .methods.p_tuning import PTuning
 from .methods.prefix_tuning import PrefixTuning
 from .methods.prompt_tuning import PromptTuning
 from .methods.pruning import Pruning
+from .methods.set_fit import SetFit
 from .scope import Scope
 
 
@@ -42,6 +43,9 @@ class Method(ApiModel, scope=Scope.RUN):
 
     osft: Osft | None = None
     """Train the small singular values of the matrices."""
+
+    set_fit: SetFit | None = None
+    """Train an encoder on pairs of few texts, and fit a classifier to its embeddings."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

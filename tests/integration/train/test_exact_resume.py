@@ -25,6 +25,8 @@ CASES = [
         (2, "layerNormTuning", "bert-dropout"),
         (1, "layerNormTuning", "llama"),
         (2, "osft", "bert-dropout"),
+        (2, "setFit", "bert-dropout"),
+        (0, "setFit", "bert-dropout"),
         (3, "promptTuning", "llama"),
         (2, "freeze", "bert-dropout"),
         (2, "pruned", "bert-dropout"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.progress import TrainResult
+from finetune_api.support import SUPPORT
 from finetune_api.v1alpha1 import ArtifactFormat
 from finetune_trainer.model.fetch import fetch_model
 from method_cases import METHOD_CASES, case_blocks
@@ -21,8 +22,10 @@ CASES = [
     (3, "lora", "bert", ADAPTER),
     (3, "lora", "llama", REVERSED),
     (3, "ia3", "bert", ADAPTER),
+    (2, "setFit", "bert", MERGED),
 ]
 """ZeRO stage, method, kind of model, formats."""
+ADAPTERS = {name for name, row in SUPPORT.methods.items() if ArtifactFormat.ADAPTER in row.formats}
 
 
 @pytest.mark.parametrize(("zero", "method", "kind", "formats"), CASES)
@@ -68,7 +71,7 @@ def test_objects_of_an_earlier_export_are_deleted(harness: TrainingHarness) -> N
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
 
 
-@pytest.mark.parametrize("case", [case for case, method in METHOD_CASES.items() if "full" not in method])
+@pytest.mark.parametrize("case", [case for case, method in METHOD_CASES.items() if {*method} & ADAPTERS])
 def test_the_adapter_of_every_method_is_better_than_the_base_model_for_any_user_of_peft(
     harness: TrainingHarness, tmp_path: Path, case: str
 ) -> None:

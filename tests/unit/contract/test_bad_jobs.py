@@ -505,6 +505,19 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.model.vocabulary must be absent with spec.method.layerNormTuning, which does not train the",
         ),
         ("spec", job_with("spec.model.vocabulary", {"learn": 5})["spec"] | {"method": {"lora": {}}}, None),
+        ("spec.method", {"setFit": {}}, None),
+        *(
+            ("spec", job_with(field, value)["spec"] | {"method": {"setFit": {}}}, f"{field} {requirement}")
+            for field, value, requirement in (
+                ("spec.training.labelSmoothing", 0.1, "must be 0 with spec.method.setFit, which trains on pairs"),
+                ("spec.training.overfitting", {}, "must be absent with spec.method.setFit, whose training loss"),
+                ("spec.model.vocabulary", {"learn": 5}, "must be absent with spec.method.setFit, which has too few"),
+                ("spec.deepspeed.zeroStage", 3, "must be 0 or 1 or 2 with method.setFit, not 3"),
+                ("spec.output.formats", ["Adapter"], "must not have Adapter without"),
+                ("spec.data.packing", "Packed", "must be Padded or LengthGrouped with method.setFit, not Packed"),
+                ("spec.model.task", "CausalLM", "must be SequenceClassification with method.setFit, not CausalLM"),
+            )
+        ),
         *(
             (
                 "spec",
