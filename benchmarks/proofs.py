@@ -90,6 +90,14 @@ PROOFS = {
             if isinstance(side, dict) and name not in {"plain", "linear baseline"}
         ),
     ),
+    "SetFit": Proof(
+        "few-shot.md",
+        ("set_fit.py", "--results", "{results}"),
+        "with the same computation, a full fine-tune is better than SetFit, and SetFit than the linear baseline",
+        lambda found: bool(
+            found["full"]["accuracy"] > found["setFit"]["accuracy"] > found["linear baseline"]["accuracy"]
+        ),
+    ),
 }
 """Proof by name."""
 

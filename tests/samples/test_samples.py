@@ -71,6 +71,7 @@ CLASSIFIERS = [
     ("ia3", 0.3),
     ("layer-norm-tuning", 0.3),
     ("few-shot", 0.3),
+    ("set-fit", 0.5),
     ("augmentation", 0.3),
     ("domain-vocabulary", 0.5),
 ]

@@ -279,6 +279,7 @@ def save_tiny(family: str, folder: Path) -> Path:
         "distilbert": ("DistilBertModel", "DistilBertConfig", short, {}),
         "albert": ("AlbertModel", "AlbertConfig", sizes | {"embedding_size": 16}, {}),
         "roberta": ("RobertaModel", "RobertaConfig", sizes, {}),
+        "xlm-roberta": ("XLMRobertaModel", "XLMRobertaConfig", sizes, {}),
         "llama": ("LlamaForCausalLM", "LlamaConfig", grouped | {"tie_word_embeddings": False}, {}),
         "llama-tied": ("LlamaForCausalLM", "LlamaConfig", grouped | {"tie_word_embeddings": True}, {}),
         "gpt2": ("GPT2LMHeadModel", "GPT2Config", narrow, {}),

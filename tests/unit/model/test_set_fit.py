@@ -19,7 +19,7 @@ from finetune_trainer.tasks import TASKS
 
 METHOD: Any = METHODS["setFit"]
 TASK = TASKS[Task.SEQUENCE_CLASSIFICATION]
-LAST = {"bert": "classifier", "roberta": "classifier.out_proj"}
+LAST = {"bert": "classifier", "roberta": "classifier.out_proj", "xlm-roberta": "classifier.out_proj"}
 
 
 def applied(family: str, folder: Path, seed: int = 1) -> Any:
