@@ -41,11 +41,11 @@ def config_of(
             "validation": {"sources": [{"uri": files[1]}]},
             "test": {"fraction": 0.0},
             "fewShot": {"perClass": options.per_class},
-            "packing": "Padded",
             "maxLength": 64,
         },
         "method": {method: {}},
         "training": {
+            "batching": "Padded",
             "maxSteps": steps,
             "learningRate": options.rate or RATES[method],
             "seed": seed,

@@ -514,7 +514,7 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
                 ("spec.model.vocabulary", {"learn": 5}, "must be absent with spec.method.setFit, which has too few"),
                 ("spec.deepspeed.zeroStage", 3, "must be 0 or 1 or 2 with method.setFit, not 3"),
                 ("spec.output.formats", ["Adapter"], "must not have Adapter without"),
-                ("spec.data.packing", "Packed", "must be Padded or LengthGrouped with method.setFit, not Packed"),
+                ("spec.training.batching", "Packed", "must be Padded or LengthGrouped with method.setFit, not Packed"),
                 ("spec.model.task", "CausalLM", "must be SequenceClassification with method.setFit, not CausalLM"),
             )
         ),

@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from ..data import Packing
 from ..results import ArtifactFormat
 from ..tasks import Task
+from ..training import Batching
 from .base import MethodBlock, MethodSupport
 
 
@@ -20,5 +20,5 @@ class SetFit(MethodBlock):
         tasks=(Task.SEQUENCE_CLASSIFICATION,),
         # Rank 0 computes the embeddings of all texts alone, with whole matrices.
         zero_stages=(0, 1, 2),
-        packings=(Packing.PADDED, Packing.LENGTH_GROUPED),
+        batchings=(Batching.PADDED, Batching.LENGTH_GROUPED),
     )
