@@ -20,8 +20,6 @@ MAX_RESUME_DIFFERENCE = 1e-3
 """Largest relative difference of a loss after a resume, where a kernel has no deterministic version."""
 RELOAD_TOLERANCE, RELOAD_TOLERANCE_16_BIT = 1e-3, 0.05
 """Accepted mean difference per row, relative to the mean loss, as in the evaluate stage."""
-_FITS = 0.85
-"""Share of the free memory of the GPU that an estimate may take: CUDA itself and fragmentation take some."""
 _WARM_UP = 3
 """Steps that are not measured."""
 
@@ -33,7 +31,8 @@ class Device:
     kind: str
     name: str
     bytes: int
-    """Free memory of the GPU; 0 on the CPU, whose memory is not limited here."""
+    """Free memory of the GPU, measured by a process that has a CUDA context; 0 on the CPU, whose memory is not limited
+    here."""
     peak_tflops: float | None
 
     @property
@@ -43,7 +42,7 @@ class Device:
 
     def fits(self, ready: Ready) -> bool:
         """Whether the estimate says that the case fits."""
-        return not self.is_gpu or ready.device_bytes <= _FITS * self.bytes
+        return not self.is_gpu or ready.estimate_bytes - ready.context_bytes <= self.bytes
 
 
 class Checks:
@@ -195,7 +194,7 @@ class Checks:
         return [*others, (fitting or [replace(last, micro=1)])[0]]
 
     def _measured_memory(self, ready: Ready) -> dict[str, Any]:
-        planned = ready.device_bytes if self._device.is_gpu else ready.estimate_bytes
+        planned = ready.allocated_bytes if self._device.is_gpu else ready.estimate_bytes
         row: dict[str, Any] = {"name": ready.case.name, "micro": ready.case.micro, "plannedBytes": planned}
         row |= {"fits": self._device.fits(ready), "isOutOfMemory": False}
         if not row["fits"]:

@@ -28,8 +28,9 @@ from finetune_api.v1alpha1 import Batching, DataFormat, Spec, Task
 from finetune_trainer.data.info import DATASET_FILE, DatasetInfo
 from finetune_trainer.data.shards import ShardWriter
 from finetune_trainer.methods import METHODS
-from finetune_trainer.model.estimate import PROCESS_BYTES, UPLOADER_BYTES, TrainingShape, process_bytes, snapshot_bytes
+from finetune_trainer.model.estimate import TrainingShape, process_bytes
 from finetune_trainer.model.fetch import fetch_model
+from finetune_trainer.model.gpu_estimate import gpu_memory
 from finetune_trainer.model.inspect import ModelFacts, inspect_model
 from finetune_trainer.store.client import ObjectStore
 from finetune_trainer.tasks import TASKS
@@ -60,7 +61,8 @@ class _Maker:
         prepared = self._random_rows(case) if case.data == "random" else self._bundled_rows(case)
         shape = training_shape(config, facts, prepared.task, case.length)
         stage = zero_stage(config.spec, case.zero, shape.dtype)
-        estimate = process_bytes(shape, stage)
+        on_gpu = gpu_memory(shape, stage)
+        estimate = on_gpu.total if self._gpu else process_bytes(shape, stage)
         digest = fetch_model(config.spec.model.uri, self._store, self._folder).digest if case.has_weights else "drawn"
         prepared = prepared.model_copy(
             update={
@@ -75,7 +77,8 @@ class _Maker:
         return {
             "config": PreparedConfig.of(config, prepared).model_dump(mode="json"),
             "estimateBytes": estimate,
-            "deviceBytes": estimate - PROCESS_BYTES - UPLOADER_BYTES - snapshot_bytes(shape),
+            "allocatedBytes": on_gpu.allocated,
+            "contextBytes": on_gpu.context,
             "parameters": facts.parameters,
             "matrices": sum(a * b for _, (a, b) in facts.linear) + facts.vocabulary * facts.hidden_size,
             "adapters": shape.added,
@@ -235,4 +238,6 @@ def training_shape(config: TrainerConfig, facts: ModelFacts, task: Task, length:
         global_batch=config.batch.global_size,
         length=length,
         gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
+        on_gpus=config.world.gpus,
+        offload=spec.deepspeed.wanted_offload,
     )

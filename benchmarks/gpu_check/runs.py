@@ -44,9 +44,11 @@ class Ready:
     case: Case
     config: TrainerConfig
     estimate_bytes: int
-    """Of a process, as `finetune plan` shows it."""
-    device_bytes: int
-    """The part of it that is on the GPU."""
+    """Of a process or, with GPUs, of its GPU, as `finetune plan` shows it."""
+    allocated_bytes: int
+    """What torch is estimated to allocate on the GPU."""
+    context_bytes: int
+    """The part of the estimate of a GPU that exists before torch allocates anything."""
     parameters: int
     matrices: int
     adapters: int
@@ -108,7 +110,8 @@ class Runs:
                 case,
                 TrainerConfig.model_validate(entry["config"]),
                 entry["estimateBytes"],
-                entry["deviceBytes"],
+                entry["allocatedBytes"],
+                entry["contextBytes"],
                 entry["parameters"],
                 entry["matrices"],
                 entry["adapters"],

@@ -44,6 +44,7 @@ from .v1alpha1.training import SCHEDULE_DEFAULTS, SCHEDULES_WITH
 
 Entry = TypeVar("Entry")
 _MIN_POLL_SECONDS = 60
+_LEAST_GPU_BYTES, _MOST_GPU_BYTES = 2**30, 2**40
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def _new_tokens_with_lora(spec: Spec) -> Iterator[Violation]:
             "spec.deepspeed.zeroStage",
             f"must be {allowed} {because}, not {spec.deepspeed.zero_stage}; write 2, or remove it",
         )
-    if not {*OFFLOAD_ZERO_STAGES[spec.deepspeed.offload]} & {*NEW_TOKEN_ZERO_STAGES}:
+    if not {*OFFLOAD_ZERO_STAGES[spec.deepspeed.wanted_offload]} & {*NEW_TOKEN_ZERO_STAGES}:
         yield Violation(
             "spec.deepspeed.offload",
             f"must be None or Optimizer {because}, not {spec.deepspeed.offload}, which needs ZeRO stage 3",
@@ -524,11 +525,26 @@ def _gpus(spec: Spec) -> Iterator[Violation]:
         for kind, amounts in (("requests", pod.resources.requests), ("limits", pod.resources.limits)):
             if resource in amounts and amount(amounts[resource]) != wanted:
                 yield Violation(f"{path}.resources.{kind}.{resource}", f"must be absent; remove it, and {advice}")
+    yield from _gpu_memory(spec)
     if "/mig-" in resource and workers.gpus_per_node > 1:
         yield Violation(
             "spec.workers.gpusPerNode",
             f"must be at most 1 with the MIG device {resource}, because CUDA shows a process only one of them, not "
             f"{workers.gpus_per_node}; write 1 and more spec.workers.nodes",
+        )
+
+
+def _gpu_memory(spec: Spec) -> Iterator[Violation]:
+    memory, path = spec.workers.gpu_memory, "spec.workers.gpuMemory"
+    if memory is None:
+        return
+    if spec.workers.gpus_per_node == 0:
+        yield Violation(path, "must be absent without GPUs; remove it, or set spec.workers.gpusPerNode")
+    if not _LEAST_GPU_BYTES <= amount(memory) <= _MOST_GPU_BYTES:
+        yield Violation(
+            path,
+            f"must be the memory of one GPU, from {_LEAST_GPU_BYTES >> 30}Gi to {_MOST_GPU_BYTES >> 40}Ti, not "
+            f"{memory}; write a quantity such as 80Gi",
         )
 
 
@@ -579,7 +595,7 @@ def _chunked_loss(spec: Spec) -> Iterator[Violation]:
     task = task_of(spec)
     if task not in (None, Task.CAUSAL_LM, Task.MASKED_LM):
         yield Violation("spec.training.chunkedLoss", f"must be false for {task}, which has few logits; remove it")
-    if spec.deepspeed.zero_stage == 3 or OFFLOAD_ZERO_STAGES[spec.deepspeed.offload] == (3,):
+    if spec.deepspeed.zero_stage == 3 or OFFLOAD_ZERO_STAGES[spec.deepspeed.wanted_offload] == (3,):
         yield Violation(
             "spec.training.chunkedLoss",
             "must be false with ZeRO stage 3, which keeps only a part of the output layer; remove it, or set "
@@ -944,7 +960,38 @@ def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:
 def zero_stage(spec: Spec, chosen: int, dtype: Dtype) -> int:
     """Return the ZeRO stage of an attempt: the current value in the spec, else the one chosen by the prepare stage."""
     requested = spec.deepspeed.zero_stage
-    return max(chosen if requested is None else requested, lowest_zero_stage(spec.deepspeed.offload, dtype))
+    return max(chosen if requested is None else requested, lowest_zero_stage(spec.deepspeed.wanted_offload, dtype))
+
+
+def offload(spec: Spec, chosen: Offload, stage: int) -> Offload:
+    """Return what an attempt at this ZeRO stage offloads: the current value in the spec, else the one chosen by the
+    prepare stage if the stage supports it."""
+    if spec.deepspeed.offload is not None:
+        return spec.deepspeed.offload
+    return chosen if stage in OFFLOAD_ZERO_STAGES[chosen] else Offload.NONE
+
+
+def limiting_memory(spec: Spec) -> str | None:
+    """Return the memory that limits the micro-batch: of a GPU, otherwise of a worker. None: it is not limited."""
+    if spec.workers.gpus_per_node == 0:
+        return spec.workers.resources.limits.get("memory")
+    # An amount alone would be the same for a worker without GPUs.
+    return None if spec.workers.gpu_memory is None else f"{spec.workers.gpu_memory} per GPU"
+
+
+def memory_settings(spec: Spec) -> str:
+    """Return the settings that determine the memory of an attempt and may be changed within a run."""
+    training, workers = spec.training, spec.workers
+    values = (
+        spec.deepspeed.zero_stage,
+        spec.deepspeed.offload,
+        training.micro_batch_size,
+        training.gradient_checkpointing,
+        workers.nodes,
+        workers.min_nodes,
+        workers.gpus_per_node,
+    )
+    return "/".join("" if value is None else str(value) for value in values)
 
 
 def _owned_deepspeed_keys(spec: Spec) -> Iterator[Violation]:

@@ -175,7 +175,7 @@ class Support:
         if refused := _others(tuple(self.offload), offloads):
             yield restriction(
                 "deepspeed.offload",
-                values=lambda spec: (spec.deepspeed.offload,),
+                values=_offload,
                 allowed=offloads,
                 within=_cel_within("deepspeed.offload"),
                 requirement=_one_of(offloads, with_method),
@@ -341,7 +341,7 @@ class Support:
         if refused := _others(tuple(self.offload), offloads):
             yield restriction(
                 "deepspeed.offload",
-                values=lambda spec: (spec.deepspeed.offload,),
+                values=_offload,
                 allowed=offloads,
                 requirement=_one_of(offloads, reason),
                 refused=refused,
@@ -481,7 +481,7 @@ def _of_offload(offload: Offload, stages: tuple[int, ...]) -> Iterator[Restricti
             applies=lambda spec: spec.deepspeed.offload is offload,
             values=_zero_stage,
             allowed=stages,
-            condition=f"self.deepspeed.offload == '{offload}'",
+            condition=f"has(self.deepspeed.offload) && self.deepspeed.offload == '{offload}'",
             within=_cel_within("deepspeed.zeroStage"),
             requirement=_one_of(stages, f"for offload {offload}"),
             refused=refused,
@@ -490,6 +490,10 @@ def _of_offload(offload: Offload, stages: tuple[int, ...]) -> Iterator[Restricti
 
 def _zero_stage(spec: Spec) -> tuple[int, ...]:
     return () if spec.deepspeed.zero_stage is None else (spec.deepspeed.zero_stage,)
+
+
+def _offload(spec: Spec) -> tuple[Offload, ...]:
+    return () if spec.deepspeed.offload is None else (spec.deepspeed.offload,)
 
 
 def _batching(spec: Spec) -> tuple[Batching, ...]:

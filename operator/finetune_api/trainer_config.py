@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .constants import Stage
 from .run_layout import RunLayout, run_name
-from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, Batching, DataFormat, Dtype, Spec, Task
+from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, DataFormat, Dtype, Offload, Batching, Spec, Task
 from .v1alpha1.training import DEFAULT_EPOCHS
 
 
@@ -139,12 +139,18 @@ class Prepared(Exchanged):
     regression_tokens: int = 0
     """Tokens of all sets of `spec.evaluation.regressionSets`."""
     memory_estimate_bytes: int = 0
-    """Estimated memory of one training process."""
+    """Estimated memory of one training process; with GPUs, that of its GPU."""
+    memory_settings: str = ""
+    """What it was estimated for, as in `rules.memory_settings`."""
+    host_estimate_bytes: int = 0
+    """Estimated host memory of one worker with GPUs. 0: without GPUs, or written by an older trainer."""
+    offload: Offload = Offload.NONE
+    """What is kept in host memory, if `spec.deepspeed.offload` is absent."""
     micro_batch_limit: int | None = None
     """Maximum examples per process and forward pass, because more do not fit the memory limit. Absent: all that
     `batch` of the configuration has do."""
     micro_batch_memory: str | None = None
-    """The memory limit of the workers that it was computed for."""
+    """The memory of the workers or of their GPUs that it was computed for, as in `rules.limiting_memory`."""
     supports_gradient_checkpointing: bool = True
     """False: the base model cannot recompute its activations, so gradient checkpointing is disabled regardless of the
     spec."""

@@ -635,6 +635,7 @@ DECIDED: dict[str, tuple[str, ...]] = {
     "max_disruptions": ("restart.maxDisruptions",),
     "min_nodes": ("workers.minNodes",),
     "start_timeout": ("workers.startTimeout",),
+    "gpu_memory": ("workers.gpuMemory",),
     "credentials_secret": ("storage.credentialsSecret",),
     "path_style": ("storage.pathStyle=false",),
     "update_policy": ("updatePolicy=Restart", "updatePolicy=Ignore"),

@@ -289,15 +289,19 @@ class ResolvedStatus(StatusModel):
     """Floating-point type."""
     zero_stage: int | None = None
     """ZeRO stage of the last training attempt."""
+    offload: str = ""
+    """State in host memory that was chosen because `deepspeed.offload` is absent and nothing else fits the GPUs. Empty:
+    none was chosen."""
     learning_rate: float | None = None
     """Peak learning rate that was chosen because `training.learningRate` is absent."""
     micro_batch_size: int | None = None
     """Examples per process and forward pass."""
     micro_batch_limit: int | None = None
-    """Maximum of it if `training.microBatchSize` is absent: more do not fit the memory limit of the workers. Absent: no
-    maximum."""
+    """Maximum of it if `training.microBatchSize` is absent: more do not fit the memory limit of the workers, or their
+    GPUs. Absent: no maximum."""
     micro_batch_memory: str | None = None
-    """The memory limit of the workers that the maximum was computed for. It does not apply to another one."""
+    """The memory of the workers or of their GPUs that the maximum was computed for. It does not apply to another
+    one."""
     gradient_accumulation_steps: int | None = None
     """Forward passes per optimizer step."""
     batching: str = ""

@@ -211,7 +211,8 @@ class Training(ApiModel, scope=Scope.RUN):
 
     micro_batch_size: Annotated[Annotated[int, Field(ge=1, le=65_536)] | None, Scope.ATTEMPT] = None
     """Examples, or rows with several examples, per worker process and forward pass. Absent: the largest up to 16 that
-    divides the worker's share and, without GPUs, is estimated to fit `workers.resources.limits.memory`."""
+    divides the worker's share and is estimated to fit `workers.resources.limits.memory` or, with GPUs,
+    `workers.gpuMemory`."""
 
     optimizer: Optimizer = Optimizer()
     """The optimizer and its settings."""
@@ -267,11 +268,22 @@ class DeepSpeed(ApiModel, scope=Scope.ATTEMPT):
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """0 replicates, 1 partitions optimizer state, 2 also gradients, 3 also parameters. Absent: the lowest that fits
-    the memory limit, or 2 without a limit. BFloat16 and Float16 need 2 or 3; 0 and 1 become 2."""
+    `workers.resources.limits.memory` or, with GPUs, `workers.gpuMemory`; 2 without a limit. BFloat16 and Float16 need 2
+    or 3; 0 and 1 become 2."""
 
-    offload: Offload = Offload.NONE
+    offload: Offload | None = None
     """Optimizer: moments and 32-bit weights are kept in host memory and updated on the CPU. Needs zeroStage 1 or more;
-    OptimizerAndParameters needs 3. No effect without GPUs."""
+    OptimizerAndParameters needs 3. No effect without GPUs. Absent: None, or with `workers.gpuMemory` the first with
+    which the training fits if nothing else does."""
 
     config: Annotated[Annotated[dict[str, Any], Field(max_length=64)] | None, Scope.RUN] = None
     """Merged unchanged into the DeepSpeed configuration. Keys that other fields of the job set are rejected."""
+
+    @property
+    def wanted_offload(self) -> Offload:
+        """`offload`, or NONE if it is absent; the prepare stage may have chosen another one then."""
+        return self.offload or Offload.NONE
+
+    def without_fixed_defaults(self) -> Self:
+        """Without an `offload` of NONE, which is what stored jobs of earlier versions have instead of no value."""
+        return self.model_copy(update={"offload": None}) if self.offload is Offload.NONE else self

@@ -91,6 +91,11 @@ class WorkerCount(ApiModel, scope=Scope.ATTEMPT):
     """Resource that one GPU of a worker, or of an evaluation on a GPU, is requested as: `nvidia.com/gpu`, a MIG device
     such as `nvidia.com/mig-1g.10gb` (at most one per worker), or `amd.com/gpu` (with an image for ROCm)."""
 
+    gpu_memory: Quantity | None = None
+    """Memory of one GPU, such as 80Gi or, as `nvidia-smi` shows it, 81559Mi. ZeRO stage, micro-batch and offload are
+    chosen so that the training fits it, and a job that cannot fit is rejected before it starts. It selects no nodes;
+    use `nodeSelector`. Absent: the memory of GPUs is estimated, but not compared with a limit."""
+
 
 # Fields of the last base class come first in the CRD.
 class Workers(PodSettings, WorkerCount, scope=Scope.ATTEMPT):

@@ -3,7 +3,9 @@
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.trainer_config import TrainerConfig
+from finetune_api.rules import offload
+from finetune_api.trainer_config import Prepared, TrainerConfig
+from finetune_api.v1alpha1 import Offload
 
 from ..terminal import printable
 from .text import duration, size
@@ -26,6 +28,9 @@ def rows(config: TrainerConfig, found: "Forecast") -> list[tuple[str, str]]:
     unit = "packs" if prepared.packs is not None else "examples"
     kind = "GPU" if world.gpus else "process"
     memory = f"{size(prepared.memory_estimate_bytes)} for each {kind}, ZeRO stage {prepared.zero_stage}"
+    kept = offload(spec, prepared.offload, prepared.zero_stage)
+    if world.gpus and kept is not Offload.NONE:
+        memory += f", offload {kept}"
     workers = f"{world.nodes}, with 1 {kind} each"
     if world.processes_per_node > 1:
         workers = f"{world.nodes}, with {world.processes_per_node} GPUs each"
@@ -38,6 +43,7 @@ def rows(config: TrainerConfig, found: "Forecast") -> list[tuple[str, str]]:
         ("batch", f"global {batch.global_size}, micro {batch.micro_size}, gradient accumulation {batch.accumulation}"),
         ("workers", workers),
         ("memory", f"{memory}{_limit(config)}"),
+        *([("host", _host(config, prepared))] if world.gpus else []),
         ("checkpoint", f"{size(found.checkpoint_bytes)}, and {size(found.buffer_bytes)} of host memory per process"),
         ("evaluation", f"{size(found.evaluation_bytes)} of memory, {found.evaluation_gpus or 'no'} GPU"),
         ("time", _time(found)),
@@ -45,8 +51,17 @@ def rows(config: TrainerConfig, found: "Forecast") -> list[tuple[str, str]]:
 
 
 def _limit(config: TrainerConfig) -> str:
+    workers = config.spec.workers
+    if config.world.gpus:
+        return "; a GPU has " + (workers.gpu_memory or "unknown memory (set spec.workers.gpuMemory)")
+    limit = workers.resources.limits.get("memory")
+    return "" if limit is None else f"; the limit of a worker is {limit}"
+
+
+def _host(config: TrainerConfig, prepared: Prepared) -> str:
     limit = config.spec.workers.resources.limits.get("memory")
-    return "" if limit is None or config.world.gpus else f"; the limit of a worker is {limit}"
+    limited = "without a limit" if limit is None else f"the limit is {limit}"
+    return f"{size(prepared.host_estimate_bytes)} of host memory for each worker; {limited}"
 
 
 def _time(found: "Forecast") -> str:
@@ -118,6 +133,8 @@ def as_json(config: TrainerConfig, found: "Forecast") -> dict[str, Any]:
         "gradientAccumulationSteps": config.batch.accumulation,
         "processes": config.world.size,
         "processMemoryBytes": prepared.memory_estimate_bytes,
+        "hostMemoryBytes": prepared.host_estimate_bytes,
+        "offload": str(offload(config.spec, prepared.offload, prepared.zero_stage)),
         "checkpointBytes": found.checkpoint_bytes,
         "bufferBytes": found.buffer_bytes,
         "evaluationMemoryBytes": found.evaluation_bytes,

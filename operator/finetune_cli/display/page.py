@@ -232,6 +232,7 @@ def _resolved_text(resolved: ResolvedStatus) -> str:
         f"{resolved.format} data" if resolved.format else "",
         resolved.dtype,
         "" if resolved.zero_stage is None else f"ZeRO {resolved.zero_stage}",
+        f"offload {resolved.offload}" if resolved.offload else "",
         "" if resolved.learning_rate is None else f"learning rate {resolved.learning_rate:g}",
         batch,
         f"batching {resolved.batching}" if resolved.batching else "",

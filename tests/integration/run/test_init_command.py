@@ -1,6 +1,7 @@
 """`finetune init` as a process, and a run of the job that it writes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,22 @@ def test_a_training_that_does_not_fit_is_refused_with_settings_that_fit(folder: 
     assert (status, out) == (78, "")
     assert "spec.workers.resources.limits.memory allows 1.0 GiB" in err
     assert "raise spec.workers.resources.limits.memory to 2Gi" in err
+
+
+def test_the_plan_of_a_training_on_gpus_shows_their_memory_and_that_of_the_host(folder: Path) -> None:
+    status, _, err = finetune(folder, "init", "--data", "reviews.jsonl", "--model", "bert")
+    assert status == 0, err
+    job = YAML(typ="safe").load((folder / "job.yaml").read_text())
+    job["spec"]["workers"] = {"gpusPerNode": 2, "gpuMemory": "16Gi"}
+    with (folder / "job.yaml").open("w") as file:
+        YAML().dump(job, file)
+    status, out, err = finetune(folder, "plan", "job.yaml")
+    assert (status, err) == (0, ""), err
+    words = " ".join(out.split())
+    # CUDA and NCCL take most of it for a model of this size.
+    assert re.search(r"memory 2\.\d GiB for each GPU, ZeRO stage 2; a GPU has 16Gi host", words), out
+    assert re.search(r"host [67]\.\d GiB of host memory for each worker; without a limit", words), out
+    assert "ZeRO stage 2: the lowest that fits the memory of a GPU (2." in words
 
 
 def test_columns_are_named_and_texts_of_the_file_stay_texts(folder: Path) -> None:

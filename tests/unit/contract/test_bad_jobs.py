@@ -898,6 +898,17 @@ GPU_SETTINGS: list[tuple[dict[str, Any], str | None]] = [
     ({"workers": {"gpuResource": "gpu"}}, "spec.workers.gpuResource must be the name of a resource with its domain"),
     ({"workers": {"gpusPerNode": 2, "gpuResource": "amd.com/gpu"}}, None),
     ({"workers": {"gpusPerNode": 1, "gpuResource": MIG}}, None),
+    ({"workers": {"gpusPerNode": 1, "gpuMemory": "80Gi"}}, None),
+    (
+        {"workers": {"gpuMemory": "80Gi"}},
+        "spec.workers.gpuMemory must be absent without GPUs; remove it, or set spec.workers.gpusPerNode",
+    ),
+    (
+        {"workers": {"gpusPerNode": 8, "gpuMemory": "80"}},
+        "spec.workers.gpuMemory must be the memory of one GPU, from 1Gi to 1Ti, not 80; write a quantity such as 80Gi",
+    ),
+    ({"workers": {"gpusPerNode": 8, "gpuMemory": "80Ti"}}, "from 1Gi to 1Ti, not 80Ti"),
+    ({"workers": {"gpusPerNode": 8, "gpuMemory": "80 GB"}}, "spec.workers.gpuMemory must be a quantity such as"),
     (
         {"workers": {"gpusPerNode": 2, "gpuResource": MIG}},
         f"spec.workers.gpusPerNode must be at most 1 with the MIG device {MIG}",

@@ -14,12 +14,12 @@ from finetune_trainer.model.estimate import (
     UPLOADER_BYTES,
     TrainingShape,
     base_bytes,
-    choose_zero_stage,
     process_bytes,
     quantization_note,
     snapshot_bytes,
 )
 from finetune_trainer.model.inspect import ModelFacts
+from finetune_trainer.model.memory_choice import choose_zero_stage
 
 GIB = 2**30
 BILLION = ModelFacts(

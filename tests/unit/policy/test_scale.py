@@ -127,6 +127,24 @@ def test_an_absent_micro_batch_size_is_at_most_what_the_prepare_stage_found_to_f
         assert (shown.micro_batch_size, shown.gradient_accumulation_steps) == expected
 
 
+@pytest.mark.parametrize(
+    ("workers", "computed_for", "micro"),
+    [
+        ({"gpusPerNode": 2, "gpuMemory": "80Gi"}, "80Gi per GPU", 2),
+        ({"gpusPerNode": 2, "gpuMemory": "40Gi"}, "80Gi per GPU", 4),
+        ({"gpusPerNode": 2}, "80Gi per GPU", 4),
+        # Memory of workers without GPUs, which they had before.
+        ({"gpusPerNode": 2, "gpuMemory": "80Gi", "resources": {"limits": {"memory": "80Gi"}}}, "80Gi", 4),
+        ({"resources": {"limits": {"memory": "80Gi"}}}, "80Gi per GPU", 8),
+    ],
+)
+def test_the_micro_batch_that_fits_the_gpus_applies_only_to_them(
+    workers: dict[str, Any], computed_for: str, micro: int
+) -> None:
+    status = make_status(resolved=ResolvedStatus(micro_batch_limit=2, micro_batch_memory=computed_for))
+    assert scale.plan_next(make_spec(**workers), status).micro_batch_size == micro
+
+
 def test_a_plan_is_used_once() -> None:
     attempt = AttemptStatus(stage=Stage.TRAIN, number=2, job_name="a2", start_time=STAMP, plan=TWO)
     started = history.record_started(make_status(next_plan=TWO), attempt)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1 import Dtype
-from finetune_trainer.train.ds_config import MAX_BUCKET_ELEMENTS, deepspeed_config
+from finetune_trainer.model.zero_buffers import MAX_BUCKET_ELEMENTS
+from finetune_trainer.train.ds_config import deepspeed_config
 from train_configs import train_config
 
 GOLDEN = Path(__file__).parent / "golden_ds_config.json"

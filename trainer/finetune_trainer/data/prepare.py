@@ -13,20 +13,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
-from finetune_api.rules import task_of, violations
+from finetune_api.rules import limiting_memory, memory_settings, task_of, violations
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import NEW_TOKEN_ZERO_STAGES, QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
 from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat, Batching, Data, DataFormat, Dtype, Spec, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Offload, Batching, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..methods import METHODS
+from ..model.activations import guess_note
 from ..model.chunk_check import check_chunks
 from ..model.drop_check import check_dropped_layers
-from ..model.estimate import TrainingShape, ZeroChoice, base_bytes, choose_zero_stage, quantization_note
+from ..model.estimate import TrainingShape, base_bytes, quantization_note
 from ..model.fetch import ModelFolder, fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model, tensor_shapes
+from ..model.memory_choice import ZeroChoice, choose_zero_stage
 from ..model.pack_check import check_packs
 from ..model.quantize import quantizable
 from ..model.quantize_check import check_quantization
@@ -167,8 +169,11 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         test_tokens=info.tokens.get("test", 0),
         regression_tokens=regression_tokens,
         memory_estimate_bytes=choice.bytes,
+        memory_settings=memory_settings(spec),
+        host_estimate_bytes=choice.host_bytes,
+        offload=choice.offload if spec.deepspeed.offload is None else Offload.NONE,
         micro_batch_limit=choice.micro_batch_limit,
-        micro_batch_memory=spec.workers.resources.limits.get("memory") if choice.micro_batch_limit else None,
+        micro_batch_memory=limiting_memory(spec) if choice.micro_batch_limit else None,
         supports_gradient_checkpointing=plan.gradient_checkpointing,
         vocabulary=vocabulary,
         warnings=warnings,
@@ -180,6 +185,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
                     _format_note(spec, data_format),
                     batching_note,
                     choice.reason,
+                    guess_note(facts) if spec.workers.gpus_per_node else "",
                     method_note,
                     _frozen_note(facts),
                     quantized.note,
@@ -523,7 +529,8 @@ def _zero_choice(
     that are quantized."""
     spec = config.spec
     on_gpus = spec.workers.gpus_per_node > 0
-    limit = spec.workers.resources.limits.get("memory")
+    reduced, gathered = buffer_settings(spec)
+    worker_limit = _bytes_of(spec.workers.resources.limits.get("memory"))
     trained, added = METHODS[spec.method.name].parameters(facts, spec.method.block)
     quantization = spec.model.quantization
     stages = ZERO_STAGES if quantization is None else QUANTIZATION_ZERO_STAGES[quantization]
@@ -554,15 +561,32 @@ def _zero_choice(
         length=length * METHODS[spec.method.name].training_task(TASKS[task]).texts_per_row,
         is_packed=spec.training.batching is Batching.PACKED,
         gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
+        on_gpus=on_gpus,
+        reduce_elements=reduced,
+        gathered_elements=gathered,
     )
-    # With GPUs, the container's memory limit does not bound the GPU's memory.
-    bytes_limit = None if limit is None or on_gpus else int(amount(limit))
     return choose_zero_stage(
         shape,
         requested=spec.deepspeed.zero_stage,
-        limit=bytes_limit,
+        limit=_bytes_of(spec.workers.gpu_memory) if on_gpus else worker_limit,
+        host_limit=worker_limit,
         offload=spec.deepspeed.offload,
         may_reduce=spec.training.micro_batch_size is None,
+    )
+
+
+def _bytes_of(quantity: str | None) -> int | None:
+    return None if quantity is None else int(amount(quantity))
+
+
+def buffer_settings(spec: Spec) -> tuple[int | None, int | None]:
+    """Return the elements of a bucket of gradients, and those that stage 3 keeps gathered, where
+    `spec.deepspeed.config` sets them."""
+    zero = (spec.deepspeed.config or {}).get("zero_optimization", {})
+    reduced, gathered = zero.get("reduce_bucket_size"), zero.get("stage3_max_live_parameters")
+    return (
+        int(reduced) if isinstance(reduced, int | float) else None,
+        int(gathered) if isinstance(gathered, int | float) else None,
     )
 
 

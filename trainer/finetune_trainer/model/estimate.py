@@ -1,4 +1,7 @@
-"""Estimates the memory of a training process before anything is loaded, and chooses a ZeRO stage that fits. Pure.
+"""Estimates the memory of a training process before anything is loaded. Pure.
+
+`process_bytes` is for a process on the CPU. `model.gpu_estimate` has the terms of a GPU and of its host, and
+`model.memory_choice` chooses settings that fit.
 
 Model state is counted as in the ZeRO paper (Rajbhandari et al. 2019, arXiv 1910.02054, section 3 and figure 1): with P
 parameters, T of them trained, N processes and b bytes per value, parameters take bP, gradients 4T, and the optimizer
@@ -21,14 +24,12 @@ At any stage, a save copies 12T/N bytes into a buffer, which is kept; the upload
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
-from math import gcd
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from finetune_api.rules import lowest_zero_stage
 from finetune_api.support import ZERO_STAGES
 from finetune_api.v1alpha1 import Dtype, Offload, OptimizerName, Quantization
 
-from ..errors import BadConfigError
 from ..methods.counts import ActivationCounts
 from .inspect import ModelFacts
 
@@ -51,8 +52,6 @@ NF4_BLOCK, _NESTED_BLOCK = 64, 256
 """Weights that share a scale in NF4, and scales that share one."""
 _NF4_TABLES = 1024 + 64
 """The values that 8 and 4 bits stand for, which each NF4 matrix has in 32 bit."""
-_MAX_NODES = 512
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,14 @@ class TrainingShape:
     """Whether the adapter is merged into the base model after the training."""
     is_fewest: bool = False
     """`nodes` is spec.workers.minNodes, the smallest number of nodes that the training may run on."""
+    on_gpus: bool = False
+    """Whether each process has a GPU."""
+    offload: Offload = Offload.NONE
+    """State that is kept in host memory. No effect without GPUs."""
+    reduce_elements: int | None = None
+    """Elements of a bucket of gradients, if spec.deepspeed.config sets them."""
+    gathered_elements: int | None = None
+    """Elements that stage 3 keeps gathered, if spec.deepspeed.config sets them."""
 
     @property
     def world(self) -> int:
@@ -106,8 +113,8 @@ class TrainingShape:
 def process_bytes(shape: TrainingShape, zero_stage: int) -> int:
     """Return the estimated peak memory of one training process, in bytes."""
     fixed = PROCESS_BYTES + UPLOADER_BYTES + snapshot_bytes(shape)
-    working = max(_activation_bytes(shape) + _dequantized_bytes(shape), _merging_bytes(shape))
-    return fixed + _state_bytes(shape, zero_stage) + working
+    working = max(_activation_bytes(shape) + dequantized_bytes(shape), _merging_bytes(shape))
+    return fixed + sum(model_state(shape, zero_stage)) + working
 
 
 def snapshot_bytes(shape: TrainingShape) -> int:
@@ -115,7 +122,8 @@ def snapshot_bytes(shape: TrainingShape) -> int:
     return STATE_BYTES * shape.trained // shape.world
 
 
-def _value_bytes(dtype: Dtype) -> int:
+def value_bytes(dtype: Dtype) -> int:
+    """Return the bytes of one value."""
     return 4 if dtype is Dtype.FLOAT32 else 2
 
 
@@ -123,7 +131,7 @@ def base_bytes(
     parameters: int, dtype: Dtype, quantization: Quantization | None, matrices: Collection[tuple[int, int]]
 ) -> int:
     """Return the bytes of a base model's weights. `matrices` are the outputs and inputs of its quantized layers."""
-    value = _value_bytes(dtype)
+    value = value_bytes(dtype)
     if quantization is None:
         return value * parameters
     return value * (parameters - _weights(matrices)) + sum(_matrix_bytes(quantization, *shape) for shape in matrices)
@@ -154,8 +162,22 @@ def quantization_note(
     )
 
 
-def _state_bytes(shape: TrainingShape, zero_stage: int) -> int:
-    value = _value_bytes(shape.dtype)
+class ModelState(NamedTuple):
+    """Bytes of the model state of one process, without offloading."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """32-bit copy of the parameters, and their moments."""
+    step: int
+    """Temporary tensors of an optimizer step."""
+    gathered: int
+    """Parameters that stage 3 gathers."""
+
+
+def model_state(shape: TrainingShape, zero_stage: int) -> ModelState:
+    """Return the model state of one process at a ZeRO stage."""
+    value = value_bytes(shape.dtype)
     base = base_bytes(shape.facts.parameters, shape.dtype, shape.quantization, shape.matrices)
     # Gradients are accumulated in 32 bit, regardless of the type of the backward pass.
     parameters, gradients = base + value * shape.added, 4 * shape.trained
@@ -171,11 +193,11 @@ def _state_bytes(shape: TrainingShape, zero_stage: int) -> int:
     if zero_stage >= 3:
         parameters //= shape.world
         gathered = 2 * value * shape.facts.largest_parameter
-    return parameters + gradients + optimizer + STEP_BYTES[shape.optimizer] * stepped + gathered
+    return ModelState(parameters, gradients, optimizer, STEP_BYTES[shape.optimizer] * stepped, gathered)
 
 
 def _activation_bytes(shape: TrainingShape) -> int:
-    value, tokens = _value_bytes(shape.dtype), shape.micro_batch * shape.length
+    value, tokens = value_bytes(shape.dtype), shape.micro_batch * shape.length
     hidden = tokens * shape.facts.hidden_size
     layers = shape.facts.layers
     kept = 17 * value * hidden
@@ -183,166 +205,42 @@ def _activation_bytes(shape: TrainingShape) -> int:
     logits = 12 * tokens * shape.facts.vocabulary if shape.has_token_logits else 0
     if shape.logits_limit is not None:
         logits = min(logits, 3 * shape.logits_limit)
-    return held + logits + _mask_bytes(shape) + value * _method_values(shape, tokens) + shape.activations.flags
+    masks = mask_bytes(shape) if shape.is_packed else 0
+    return held + logits + masks + value * method_values(shape, tokens) + shape.activations.flags
 
 
-def _dequantized_bytes(shape: TrainingShape) -> int:
-    """The largest matrix in the type of the job; bitsandbytes computes that of Int8 in 32 bit first."""
+def dequantized_bytes(shape: TrainingShape) -> int:
+    """Return the bytes of the largest matrix in the type of the job.
+
+    bitsandbytes computes that of Int8 in 32 bit first.
+    """
     if shape.quantization is None:
         return 0
-    value = _value_bytes(shape.dtype) + (4 if shape.quantization is Quantization.INT8 else 0)
+    value = value_bytes(shape.dtype) + (4 if shape.quantization is Quantization.INT8 else 0)
     return value * max((outputs * inputs for outputs, inputs in shape.matrices), default=0)
 
 
 def _merging_bytes(shape: TrainingShape) -> int:
     """The whole base model in the type of the job."""
     is_copied = shape.quantization is not None and shape.is_merged
-    return _value_bytes(shape.dtype) * shape.facts.parameters if is_copied else 0
+    return value_bytes(shape.dtype) * shape.facts.parameters if is_copied else 0
 
 
-def _method_values(shape: TrainingShape, tokens: int) -> int:
+def method_values(shape: TrainingShape, tokens: int) -> int:
+    """Return the number of values that the method adds to the activations of so many tokens."""
     layers = max(1, shape.facts.layers) if shape.gradient_checkpointing else 1
     return tokens * (shape.activations.kept // layers) + shape.activations.temporary
 
 
-def _mask_bytes(shape: TrainingShape) -> int:
-    """The mask of a pack has a byte for each pair of tokens. sdpa converts it to numbers, and each layer keeps them for
-    the backward pass."""
-    if not shape.is_packed:
-        return 0
-    copies = 1 if shape.gradient_checkpointing else shape.facts.layers
-    return shape.micro_batch * shape.length**2 * (1 + copies * _value_bytes(shape.dtype))
+def mask_bytes(shape: TrainingShape) -> int:
+    """Return the bytes of attention masks, for packs or rows of several lengths.
 
-
-@dataclass(frozen=True)
-class ZeroChoice:
-    """The ZeRO stage and micro-batch size of a run, the reason for them, and the estimated memory."""
-
-    stage: int
-    bytes: int
-    """Memory of one training process."""
-    reason: str
-    micro_batch_limit: int | None = None
-    """The largest micro-batch that fits, if that of the shape does not. None: it fits."""
-
-
-def choose_zero_stage(
-    shape: TrainingShape,
-    *,
-    requested: int | None,
-    limit: int | None,
-    offload: Offload = Offload.NONE,
-    may_reduce: bool = False,
-) -> ZeroChoice:
-    """Return the requested stage, else the lowest that fits a node's `limit` in bytes, else 2 if there is no limit.
-
-    The stage is raised to the lowest one that supports the data type and offload. If no stage fits, and with
-    `may_reduce`, the micro-batch is the largest divisor of that of the shape that fits. Raises BadConfigError if the
-    training does not fit, with the estimate and the closest settings that fit.
+    A mask has a byte for each pair of tokens. sdpa converts it to numbers, and each layer keeps them for the backward
+    pass.
     """
-    lowest = lowest_zero_stage(offload, shape.dtype)
-    usable = [stage for stage in shape.zero_stages if stage >= lowest]
-    if not usable:
-        raise BadConfigError(
-            f"spec.method.{shape.method} is trained with ZeRO stage {' or '.join(map(str, shape.zero_stages))}, but "
-            f"{shape.dtype} with spec.deepspeed.offload {offload} needs stage {lowest} or higher",
-            advice="set spec.model.dtype: Float32 and spec.deepspeed.offload: None, or use another method",
-        )
-    if requested is not None:
-        raised = (
-            f"ZeRO stage {requested} does not accumulate gradients of {shape.dtype} in 32 bit; stage {lowest} is used"
-        )
-        reason = raised if requested < lowest else ""
-        candidates = [_at_least(max(requested, lowest), usable)]
-    elif limit is None:
-        candidates = [_at_least(2, usable)]
-        reason = _chosen_without_limit(candidates[0], offload)
-    else:
-        candidates, reason = usable, "the lowest that fits the memory limit"
-    shapes = [shape, *(_with_smaller_micro_batches(shape) if may_reduce else ())]
-    fitting = next(((one, stage) for one in shapes for stage in candidates if _fits(one, stage, limit)), None)
-    if fitting is None:
-        assert limit is not None, "without a limit, everything fits"
-        raise _refusal(shape, min(candidates, key=lambda stage: process_bytes(shape, stage)), limit)
-    reduced, stage = fitting
-    estimate = process_bytes(reduced, stage)
-    if requested is None and limit is not None:
-        reason = f"ZeRO stage {stage}: {reason} ({_gib(estimate)} estimated of {_gib(limit)})"
-    if reduced is shape:
-        return ZeroChoice(stage, estimate, reason)
-    size = reduced.micro_batch
-    smaller = f"micro-batch {size} instead of {shape.micro_batch}: the largest that fits the memory limit"
-    return ZeroChoice(stage, estimate, "; ".join(part for part in (smaller, reason) if part), size)
-
-
-def _at_least(stage: int, usable: list[int]) -> int:
-    """Return the lowest usable stage that is at least `stage`, else the highest usable one."""
-    return next((other for other in usable if other >= stage), usable[-1])
-
-
-def _chosen_without_limit(stage: int, offload: Offload) -> str:
-    if offload is Offload.OPTIMIZER_AND_PARAMETERS:
-        return f"ZeRO stage {stage}: spec.deepspeed.offload {offload} needs it"
-    return f"ZeRO stage {stage}: spec.workers.resources.limits.memory sets no limit"
-
-
-def _fits(shape: TrainingShape, stage: int, limit: int | None) -> bool:
-    return limit is None or shape.processes_per_node * process_bytes(shape, stage) <= limit
-
-
-def _refusal(shape: TrainingShape, stage: int, limit: int) -> BadConfigError:
-    needed = shape.processes_per_node * process_bytes(shape, stage)
-    whole = -(-needed // _GIB)
-    ways = [*_settings_that_fit(shape, stage, limit), f"raise spec.workers.resources.limits.memory to {whole}Gi"]
-    return BadConfigError(
-        f"training needs about {_gib(needed)} on each worker (ZeRO stage {stage}, {shape.dtype}, micro-batch "
-        f"{shape.micro_batch}, {shape.length} tokens, world size {shape.world}), but "
-        f"spec.workers.resources.limits.memory allows {_gib(limit)}",
-        advice="; or ".join(ways),
-    )
-
-
-def _settings_that_fit(shape: TrainingShape, stage: int, limit: int) -> list[str]:
-    """Return at most three changes of a single setting with which the training fits, the least intrusive first."""
-    ways = []
-    higher = next((other for other in shape.zero_stages if other > stage and _fits(shape, other, limit)), None)
-    if higher is not None:
-        ways.append(f"set spec.deepspeed.zeroStage: {higher}")
-    can_checkpoint = shape.facts.gradient_checkpointing and not shape.gradient_checkpointing
-    if can_checkpoint and _fits(replace(shape, gradient_checkpointing=True), stage, limit):
-        ways.append("set spec.training.gradientCheckpointing: true")
-    smaller = next((one for one in _with_smaller_micro_batches(shape) if _fits(one, stage, limit)), None)
-    if smaller is not None:
-        ways.append(f"set spec.training.microBatchSize: {smaller.micro_batch}")
-    for name, (trained, added) in shape.lighter_methods.items():
-        if _fits(replace(shape, trained=trained, added=added), stage, limit):
-            ways.append(f"set spec.method.{name} instead of {shape.method}")
-            break
-    nodes = _nodes_that_fit(shape, max(stage, 1), limit)
-    if nodes is not None:
-        field = "minNodes" if shape.is_fewest else "nodes"
-        ways.append(f"set spec.workers.{field}: {nodes}" + ("" if stage else " with spec.deepspeed.zeroStage: 1"))
-    return ways[:3]
-
-
-def _with_smaller_micro_batches(shape: TrainingShape) -> list[TrainingShape]:
-    """The shape with each divisor of its micro-batch, largest first."""
-    divisors = [size for size in range(shape.micro_batch - 1, 0, -1) if shape.micro_batch % size == 0]
-    return [replace(shape, micro_batch=size) for size in divisors]
-
-
-def _nodes_that_fit(shape: TrainingShape, stage: int, limit: int) -> int | None:
-    """Return the next higher number of nodes that divides the global batch and with which the training fits."""
-    for nodes in range(shape.nodes + 1, _MAX_NODES + 1):
-        share, rest = divmod(shape.global_batch, nodes * shape.processes_per_node)
-        if not rest and _fits(replace(shape, nodes=nodes, micro_batch=gcd(share, shape.micro_batch)), stage, limit):
-            return nodes
-    return None
+    copies = 1 if shape.gradient_checkpointing else shape.facts.layers
+    return shape.micro_batch * shape.length**2 * (1 + copies * value_bytes(shape.dtype))
 
 
 def _mib(amount: int) -> str:
     return f"{amount / 2**20:,.1f} MiB"
-
-
-def _gib(amount: int) -> str:
-    return f"{amount / _GIB:.1f} GiB"

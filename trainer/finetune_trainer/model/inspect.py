@@ -20,6 +20,8 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_lengt
 _NORM = re.compile(r"norm\d*\.|(^|\.)ln_\w+\.")
 """Names of tensors of normalization layers, in lower case."""
 _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
+_HEADS = ("num_attention_heads", "n_head", "n_heads")
+_INTERMEDIATE_SIZE = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 _QUANTIZED_SUFFIX = re.compile(
     r"([-_.](unsloth|bnb|gptq|awq|fp8|nf4|mxfp4|nvfp4|int[48]|[48]-?bits?|w\d+a\d+|g\d+|quantized|dynamic|hqq|aqlm|exl[23]))+$",
     re.IGNORECASE,
@@ -55,6 +57,11 @@ class ModelFacts:
     """Parameters that the fine-tuning method freezes; known when the model has been built, see `methods`."""
     key_value_size: int = 0
     """Values in the keys of one token and layer, over all heads that have own keys."""
+    attention_size: int = 0
+    """Values in the queries of one token and layer, over all heads."""
+    intermediate_size: int = 0
+    """Width of the MLP of a layer: of one token, over all experts that compute it. 0 where config.json does not state
+    it."""
     norms: int = 0
     """Elements of the normalization layers."""
     new_rows: int = 0
@@ -90,7 +97,9 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
         layers=_first(text, "num_hidden_layers", "n_layer", "num_layers", "n_layers") or 0,
         vocabulary=_first(text, "vocab_size") or 0,
         positions=_first(text, *POSITIONS),
-        key_value_size=_key_value_size(text),
+        key_value_size=_head_size(text) * (_first(text, "num_key_value_heads") or _heads(text)),
+        attention_size=_head_size(text) * _heads(text),
+        intermediate_size=_intermediate_size(text),
         norms=sum(prod(shape) for name, shape in shapes.items() if _NORM.search(name.lower())),
     )
 
@@ -154,11 +163,18 @@ def _quantized_error(uri: str, finding: str) -> ModelUnusableError:
     )
 
 
-def _key_value_size(text: dict[str, Any]) -> int:
-    hidden = _first(text, *_HIDDEN_SIZE) or 0
-    heads = _first(text, "num_attention_heads", "n_head", "n_heads") or 1
-    head_size = _first(text, "head_dim") or hidden // heads
-    return head_size * (_first(text, "num_key_value_heads") or heads)
+def _heads(text: dict[str, Any]) -> int:
+    return _first(text, *_HEADS) or 1
+
+
+def _head_size(text: dict[str, Any]) -> int:
+    return _first(text, "head_dim") or (_first(text, *_HIDDEN_SIZE) or 0) // _heads(text)
+
+
+def _intermediate_size(text: dict[str, Any]) -> int:
+    width = _first(text, *_INTERMEDIATE_SIZE) or 0
+    experts = _first(text, "num_experts_per_tok", "num_experts_per_token")
+    return width if experts is None else experts * (_first(text, "moe_intermediate_size") or width)
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:

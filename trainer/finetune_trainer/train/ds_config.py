@@ -3,14 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_api.rules import zero_stage
+from finetune_api.rules import offload, zero_stage
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Dtype, Offload
 
-MAX_BUCKET_ELEMENTS = 50_000_000
-"""Elements per reduction: 200 MB in 32 bit. Larger buckets save no latency, and their buffer costs memory."""
-
-MIN_BUCKET_ELEMENTS = 1_000_000
+from ..model.zero_buffers import bucket_elements, prefetch_elements
 
 
 def deepspeed_config(config: PreparedConfig) -> dict[str, Any]:
@@ -20,6 +17,7 @@ def deepspeed_config(config: PreparedConfig) -> dict[str, Any]:
     """
     prepared = config.prepared
     stage = zero_stage(config.spec, prepared.zero_stage, prepared.dtype)
+    kept = offload(config.spec, prepared.offload, stage)
     zero = _zero(stage, prepared.parameters, gpus=config.world.gpus)
     own: dict[str, Any] = {
         "train_batch_size": config.batch.global_size,
@@ -27,7 +25,7 @@ def deepspeed_config(config: PreparedConfig) -> dict[str, Any]:
         "gradient_accumulation_steps": config.batch.accumulation,
         "gradient_clipping": config.spec.training.max_grad_norm,
         **precision(prepared.dtype),
-        "zero_optimization": zero | offloaded(config.spec.deepspeed.offload, gpus=config.world.gpus),
+        "zero_optimization": zero | offloaded(kept, gpus=config.world.gpus),
         # torch's AdamW, which DeepSpeed classifies as untested.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -58,7 +56,7 @@ def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
     """Return the settings of a ZeRO stage. Communication is not overlapped on the CPU, which has no streams."""
     if stage == 0:
         return {"stage": 0}
-    bucket = min(max(parameters, MIN_BUCKET_ELEMENTS), MAX_BUCKET_ELEMENTS)
+    bucket = bucket_elements(parameters)
     zero: dict[str, Any] = {
         "stage": stage,
         "reduce_bucket_size": bucket,
@@ -68,13 +66,13 @@ def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
     if stage < 3:
         return zero | {"allgather_bucket_size": bucket, "reduce_scatter": True}
     return zero | {
-        "stage3_prefetch_bucket_size": bucket // 10,
+        "stage3_prefetch_bucket_size": prefetch_elements(parameters),
         "stage3_param_persistence_threshold": 100_000,
         "stage3_gather_16bit_weights_on_model_save": False,
     }
 
 
-def offloaded(offload: Offload, *, gpus: bool) -> dict[str, Any]:
+def offloaded(kept: Offload, *, gpus: bool) -> dict[str, Any]:
     """Return the settings that keep state in host memory, page-locked if GPUs copy from and to it."""
     place = {"device": "cpu", "pin_memory": gpus}
     parts = {
@@ -82,7 +80,7 @@ def offloaded(offload: Offload, *, gpus: bool) -> dict[str, Any]:
         Offload.OPTIMIZER: ("offload_optimizer",),
         Offload.OPTIMIZER_AND_PARAMETERS: ("offload_optimizer", "offload_param"),
     }
-    return {part: dict(place) for part in parts[offload]}
+    return {part: dict(place) for part in parts[kept]}
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

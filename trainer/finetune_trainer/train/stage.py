@@ -14,12 +14,13 @@ from torch import nn
 from transformers import set_seed
 
 from finetune_api.progress import TrainResult
+from finetune_api.rules import limiting_memory
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Batching, Dtype
 
 from ..checkpoint.engine import rng
 from ..checkpoint.manager import CheckpointManager
-from ..collectives import rank_zero, stop_if_agreed
+from ..collectives import gather_over_ranks, rank_zero, stop_if_agreed
 from ..data.collate import Collator
 from ..data.order import grouping_of
 from ..data.shards import TokenDataset
@@ -50,6 +51,7 @@ from ..tasks.chunked_loss import ChunkingError, defer_logits
 from ..tracking.base import Outcome as TrackingOutcome
 from ..tracking.reports import open_reports
 from .engine import Engine, build_engine, partitioned_models
+from .gpu_memory import check_gpu_memory
 from .initial_weights import initial_weights_of_run
 from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups
@@ -58,7 +60,7 @@ from .pruning import masks_of_run, pruning_of_run
 from .range_test import free_memory, log_choice, measure_losses
 from .rows import GlobalBatches, PackedBatches, PackedRows, RowsWithPadding
 from .validation import Validator
-from .world import agreed_dtype, device_of, end_process_group, start_process_group
+from .world import agreed_dtype, device_of, end_process_group, gpu_bytes, start_process_group
 
 log = logging.getLogger("finetune")
 
@@ -91,15 +93,23 @@ def _check_micro_batch(config: PreparedConfig) -> None:
     """Raise BadConfigError for a micro-batch that does not fit the memory. An operator of an earlier version does not
     know the maximum."""
     spec, prepared = config.spec, config.prepared
-    limit, memory = prepared.micro_batch_limit, spec.workers.resources.limits.get("memory")
-    if spec.training.micro_batch_size is not None or limit is None or config.world.gpus:
+    limit, memory = prepared.micro_batch_limit, limiting_memory(spec)
+    if spec.training.micro_batch_size is not None or limit is None:
         return
     if memory == prepared.micro_batch_memory and config.batch.micro_size > limit:
+        field = "gpuMemory" if config.world.gpus else "resources.limits.memory"
         raise BadConfigError(
-            f"the micro-batch must be at most {limit} to fit spec.workers.resources.limits.memory {memory}, not "
+            f"the micro-batch must be at most {limit} to fit spec.workers.{field} {memory}, not "
             f"{config.batch.micro_size}",
             advice=f"set spec.training.microBatchSize: {limit}, or upgrade the operator",
         )
+
+
+def _check_gpus(config: PreparedConfig, runtime: RuntimeEnv) -> str:
+    """Return a warning if a GPU is smaller than the spec says. Collective. Raises BadConfigError on every rank."""
+    if not config.world.gpus or config.spec.workers.gpu_memory is None:
+        return ""
+    return check_gpu_memory(config, int(min(gather_over_ranks(float(gpu_bytes(config, runtime))))))
 
 
 @dataclass
@@ -114,6 +124,9 @@ class _Attempt:
 
     def run(self) -> TrainResult:
         _check_micro_batch(self.config)
+        if warning := _check_gpus(self.config, self.runtime):
+            log.warning(warning)
+            self.report.warn(warning)
         plan = training_plan(self.config)
         for warning in plan.warnings:
             log.warning(warning)

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,6 +63,12 @@ def allow_float16_on_cpu() -> None:
 def device_of(config: TrainerConfig, runtime: RuntimeEnv) -> torch.device:
     """Return the device of this rank."""
     return torch.device("cuda", runtime.local_rank) if config.world.gpus else torch.device("cpu")
+
+
+def gpu_bytes(config: TrainerConfig, runtime: RuntimeEnv) -> int:
+    """Return the memory of the GPU of this rank."""
+    properties: Any = torch.cuda.get_device_properties(device_of(config, runtime))
+    return int(properties.total_memory)
 
 
 def agreed_dtype(config: PreparedConfig) -> Dtype:
