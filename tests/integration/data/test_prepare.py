@@ -25,6 +25,7 @@ from finetune_trainer.data.chat import TEMPLATE_DATE
 from finetune_trainer.data.info import DATASET_FILE, FORMAT_VERSION, read_dataset_info
 from finetune_trainer.data.shards import ShardWriter, TokenDataset
 from finetune_trainer.errors import AccessDeniedError, BadConfigError, BadDataError, ModelUnusableError
+from finetune_trainer.model.gpu_estimate import CONTEXT_BYTES
 from finetune_trainer.model.tokenizer import load_tokenizer
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.tracking import TRACKERS
@@ -521,36 +522,40 @@ def test_the_largest_micro_batch_that_fits_the_memory_limit_is_chosen(place, lla
     assert any(note.startswith("micro-batch ") for note in limited.notes)
 
 
-@pytest.mark.parametrize(
-    ("requested", "chosen"), [({}, Offload.OPTIMIZER_AND_PARAMETERS), ({"offload": "None"}, None)], ids=["free", "none"]
-)
-def test_settings_that_fit_the_memory_of_a_gpu_are_chosen(place, llama, requested, chosen):
-    """The smallest GPU that the API accepts is too small for CUDA alone, so the amounts follow from the estimates."""
+def test_settings_that_fit_the_memory_of_a_gpu_are_chosen(place, llama):
+    """CUDA alone needs 1,343 MiB, and DeepSpeed's buckets 8 MB; what remains is smaller than usual."""
     data = {"train": sources(place.put("train.jsonl", jsonl(chats())))}
-    workers = {"gpusPerNode": 1, "resources": {"limits": {"memory": "512Mi"}}}
-    blocks = {"training": {"globalBatchSize": 32}, "deepspeed": requested}
-    unlimited = place.prepare(llama, data, workers=workers, **blocks)
+
+    def prepared(gpu_memory: int | None = None, offload: str | None = None, **resources: Any) -> Prepared:
+        workers = {"gpusPerNode": 1, "resources": resources}
+        if gpu_memory is not None:
+            workers["gpuMemory"] = str(gpu_memory)
+        training = {"learningRate": 1e-3, "globalBatchSize": 32}
+        return place.prepare(llama, data, training=training, workers=workers, deepspeed={"offload": offload})
+
+    unlimited = prepared(limits={"memory": "512Mi"})
     assert (unlimited.zero_stage, unlimited.micro_batch_limit, unlimited.offload) == (2, None, Offload.NONE)
     assert any("is compared with no limit: set spec.workers.gpuMemory" in note for note in unlimited.notes)
-    workers = {"gpusPerNode": 1, "gpuMemory": str(unlimited.memory_estimate_bytes - 1)}
-    limited = place.prepare(llama, data, workers=workers, **blocks)
-    assert limited.memory_estimate_bytes < unlimited.memory_estimate_bytes
-    assert (limited.micro_batch_limit, limited.micro_batch_memory) == (4, f"{workers['gpuMemory']} per GPU")
+    limit = unlimited.memory_estimate_bytes - 1
+    limited = prepared(limit)
+    assert limited.memory_estimate_bytes <= limit
+    assert (limited.micro_batch_limit, limited.micro_batch_memory) == (4, f"{limit} per GPU")
     assert any(
         "micro-batch 4 instead of 8: the largest that fits the memory of a GPU" in note for note in limited.notes
     )
-    one_row = place.prepare(llama, data, workers={"gpusPerNode": 1}, **blocks | {"training": {"microBatchSize": 1}})
-    workers["gpuMemory"] = str(one_row.memory_estimate_bytes - 2**20)
-    if chosen is None:
-        with pytest.raises(BadConfigError, match=r"micro-batch 1, .*, but spec\.workers\.gpuMemory allows 1\."):
-            place.prepare(llama, data, workers=workers, **blocks)
-    else:
-        offloaded = place.prepare(llama, data, workers=workers, **blocks)
-        assert (offloaded.zero_stage, offloaded.offload) == (3, chosen)
-        assert any(f"offload {chosen}: nothing else fits" in note for note in offloaded.notes)
-        workers["resources"] = {"limits": {"memory": "512Mi"}}
-        with pytest.raises(BadConfigError, match=r"on the host of each worker .* allows 0\.5 GiB"):
-            place.prepare(llama, data, workers=workers, **blocks)
+    small = CONTEXT_BYTES + 9_500_000
+    offloaded = prepared(small)
+    assert (offloaded.zero_stage, offloaded.offload) == (2, Offload.OPTIMIZER)
+    assert any("offload Optimizer: nothing else fits" in note for note in offloaded.notes)
+    with pytest.raises(BadConfigError, match=r"micro-batch 1, .*, but spec\.workers\.gpuMemory allows 1\.") as caught:
+        prepared(small, "None")
+    assert "set spec.deepspeed.offload: Optimizer" in caught.value.advice
+    with pytest.raises(BadConfigError, match=r"on the host of each worker .* allows 0\.5 GiB"):
+        prepared(small, limits={"memory": "512Mi"})
+    with pytest.raises(
+        BadConfigError, match=r"offload Optimizer, .*micro-batch 1, .*, but spec\.workers\.gpuMemory allows"
+    ):
+        prepared(CONTEXT_BYTES)
 
 
 def test_stratify_without_labels_is_rejected(place, llama):
