@@ -607,6 +607,12 @@ RENDERED: dict[str, tuple[dict[str, Any], str, Any]] = {
         f"{CONTAINER}.resources.limits",
         {"nvidia.com/mig-1g.10gb": "1"},
     ),
+    # Used by the prepare stage; it must not become a resource of the pod.
+    "gpu_memory": (
+        {"gpusPerNode": 1, "gpuMemory": "80Gi"},
+        f"{CONTAINER}.resources.limits",
+        {"nvidia.com/gpu": "1"},
+    ),
     **POD_SETTINGS,
     **_ALTERNATIVES,
 }
@@ -635,7 +641,6 @@ DECIDED: dict[str, tuple[str, ...]] = {
     "max_disruptions": ("restart.maxDisruptions",),
     "min_nodes": ("workers.minNodes",),
     "start_timeout": ("workers.startTimeout",),
-    "gpu_memory": ("workers.gpuMemory",),
     "credentials_secret": ("storage.credentialsSecret",),
     "path_style": ("storage.pathStyle=false",),
     "update_policy": ("updatePolicy=Restart", "updatePolicy=Ignore"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.v1alpha1 import Dtype
+from finetune_api.v1alpha1 import Dtype, Offload
 from finetune_trainer.model.zero_buffers import MAX_BUCKET_ELEMENTS
 from finetune_trainer.train.ds_config import deepspeed_config
 from train_configs import train_config
@@ -59,6 +59,23 @@ def test_16_bit_weights_get_a_stage_that_sums_their_gradients_in_32_bit(dtype: D
 def test_buckets_stay_within_their_bounds(parameters: int) -> None:
     zero = deepspeed_config(train_config(prepared={"parameters": parameters}))["zero_optimization"]
     assert 1_000_000 <= zero["reduce_bucket_size"] <= MAX_BUCKET_ELEMENTS
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "parts"),
+    [
+        ({}, {"offload_optimizer", "offload_param"}),
+        ({"offload": "None"}, set()),
+        ({"offload": "Optimizer"}, {"offload_optimizer"}),
+        ({"zeroStage": 2}, set()),  # it cannot offload parameters
+    ],
+)
+def test_what_the_prepare_stage_offloads_is_used_if_the_job_leaves_it_out(
+    deepspeed: dict[str, Any], parts: set[str]
+) -> None:
+    prepared = {"zero_stage": 3, "dtype": Dtype.BFLOAT16, "offload": Offload.OPTIMIZER_AND_PARAMETERS}
+    zero = deepspeed_config(train_config(gpus=True, prepared=prepared, deepspeed=deepspeed))["zero_optimization"]
+    assert {name for name in zero if name.startswith("offload")} == parts
 
 
 def test_the_users_objects_are_merged_key_by_key() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from finetune_api.rules import memory_settings
 from finetune_api.trainer_config import PreparedConfig
+from finetune_api.v1alpha1 import AttemptPlan
 from finetune_trainer.errors import BadConfigError
 from finetune_trainer.train.gpu_memory import check_gpu_memory
 from train_configs import train_config
@@ -42,6 +43,17 @@ def test_a_gpu_that_is_too_small_ends_the_training_before_it_starts(present: flo
     ) as error:
         check_gpu_memory(config(79.5), int(present * GIB))
     assert f"set spec.workers.gpuMemory: {int(present * GIB) >> 20}Mi" in error.value.advice
+
+
+def test_a_memory_that_is_declared_too_late_ends_a_training_that_does_not_fit_it() -> None:
+    """The settings were chosen without it."""
+    late = config(90)
+    with pytest.raises(BadConfigError, match=r"needs about 90\.0 GiB on each GPU, but .* is 80Gi since") as error:
+        check_gpu_memory(late, 96 * GIB)
+    assert "change spec.runNonce" in error.value.advice
+    # The operator has halved the micro-batch since.
+    reduced = late.model_copy(update={"plan": AttemptPlan(nodes=2, micro_batch_limit=2)})
+    assert check_gpu_memory(reduced, 96 * GIB) == ""
 
 
 def test_an_estimate_for_other_settings_is_not_compared() -> None:

@@ -13,22 +13,35 @@ _EQUAL = 0.98
 def check_gpu_memory(config: PreparedConfig, present: int) -> str:
     """Return a warning if a GPU is smaller than `spec.workers.gpuMemory`; empty: it is not.
 
-    `present` is the memory of the smallest GPU of the job in bytes. Raises BadConfigError if the estimate does not fit
-    it.
+    `present` is the memory of the smallest GPU of the job in bytes. Raises BadConfigError if the estimate fits neither
+    that nor `spec.workers.gpuMemory`, which may have been changed since the prepare stage.
     """
-    spec, prepared = config.spec, config.prepared
-    declared = spec.workers.gpu_memory
-    if not config.world.gpus or declared is None or present >= amount(declared):
+    declared = config.spec.workers.gpu_memory
+    if not config.world.gpus or declared is None:
         return ""
+    is_smaller, needed = present < amount(declared), config.prepared.memory_estimate_bytes
     found = f"a GPU of this job has {_gib(present)}, but spec.workers.gpuMemory is {declared}"
-    is_current = prepared.memory_settings == memory_settings(spec)
-    if is_current and prepared.memory_estimate_bytes > present:
+    if _is_estimated(config) and needed > min(present, amount(declared)):
+        texts = (found, f"training needs about {_gib(needed)} on each GPU")
+        if is_smaller:
+            raise BadConfigError(
+                ", and ".join(texts),
+                advice="select nodes with such GPUs by spec.workers.nodeSelector; or set spec.workers.gpuMemory: "
+                f"{present >> 20}Mi and change spec.runNonce, so that settings that fit are chosen",
+            )
         raise BadConfigError(
-            f"{found}, and training needs about {_gib(prepared.memory_estimate_bytes)} on each GPU",
-            advice=f"select nodes with such GPUs by spec.workers.nodeSelector; or set spec.workers.gpuMemory: "
-            f"{present >> 20}Mi and change spec.runNonce, so that settings that fit are chosen",
+            f"{texts[1]}, but spec.workers.gpuMemory is {declared} since the settings were chosen",
+            advice="change spec.runNonce, so that settings that fit are chosen; or set spec.training.microBatchSize, "
+            "spec.deepspeed.zeroStage or spec.deepspeed.offload",
         )
-    return "" if present >= _EQUAL * amount(declared) else f"{found}; the memory of the training was planned for that"
+    is_reported = is_smaller and present < _EQUAL * amount(declared)
+    return f"{found}; the memory of the training was planned for that" if is_reported else ""
+
+
+def _is_estimated(config: PreparedConfig) -> bool:
+    """Whether the estimate of the prepare stage is for the settings of this attempt."""
+    limits = (config.plan.micro_batch_limit if config.plan else None, config.prepared.micro_batch_limit)
+    return config.prepared.memory_settings == memory_settings(config.spec) and limits[0] in (None, limits[1])
 
 
 def _gib(size: int) -> str:
