@@ -54,6 +54,7 @@ _VALUES: dict[str, Any] = {
     "schedule.timeZone": "Europe/Berlin",
     "workers.env[].valueFrom": {"secretKeyRef": _SELECTOR},
     "workers.gpuResource": "amd.com/gpu",
+    "workers.gpuMemory": "80Gi",
     **{f"{block}.{field}": value for block in POD_BLOCKS for field, value in _POD_VALUES.items()},
 }
 """Valid values that cannot be derived from the type."""
@@ -111,6 +112,7 @@ _AROUND: dict[str, Any] = {
     "training.scheduleOptions.factor": {"training": {"learningRateSchedule": "ReduceOnPlateau"}},
     "training.scheduleOptions.patience": {"training": {"learningRateSchedule": "ReduceOnPlateau"}},
     "workers.startTimeout": {"workers": {"minNodes": 1}},
+    "workers.gpuMemory": {"workers": {"gpusPerNode": 1}},
     **{f"{block}.{field}": _within(block, around) for block in POD_BLOCKS for field, around in _POD_AROUND.items()},
     "workers.env[]": {"workers": {"env": [_VARIABLE]}},
     **{

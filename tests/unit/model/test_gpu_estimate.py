@@ -151,7 +151,7 @@ LITGPT = (
     "github.com/Lightning-AI/litgpt, config_hub/finetune/README.md: A10G, Alpaca, LoRA of rank 32, no checkpointing"
 )
 TORCHTITAN = "github.com/pytorch/torchtitan, benchmarks/llama3_h100_202412_torchtitan.md: FSDP, memory in GiB"
-TORCHTUNE = "github.com/pytorch/torchtune, README of v0.3: batch 2 x 2048"
+TORCHTUNE = "github.com/pytorch/torchtune, README of 2024: batch 2 x 2048"
 ANATOMY = "huggingface.co/docs/transformers, model_memory_anatomy and perf_train_gpu_one: V100, Float32, 512 tokens"
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 RANK64, QV32 = Lora(rank=64, target_modules=ALL), Lora(rank=32, target_modules=("q_proj", "v_proj"))
