@@ -536,6 +536,7 @@ def test_settings_that_fit_the_memory_of_a_gpu_are_chosen(place, llama):
     unlimited = prepared(limits={"memory": "512Mi"})
     assert (unlimited.zero_stage, unlimited.micro_batch_limit, unlimited.offload) == (2, None, Offload.NONE)
     assert any("is compared with no limit: set spec.workers.gpuMemory" in note for note in unlimited.notes)
+    assert any("host memory, more than spec.workers.resources.limits.memory allows" in note for note in unlimited.notes)
     limit = unlimited.memory_estimate_bytes - 1
     limited = prepared(limit)
     assert limited.memory_estimate_bytes <= limit

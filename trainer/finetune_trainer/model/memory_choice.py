@@ -150,6 +150,10 @@ def _reasons(
         yield f"ZeRO stage {stage}: {_WORKER_FIELD} sets no limit"
     elif requested is None:
         yield f"ZeRO stage {stage}: {_GPU_FIELD} sets no limit"
+    if not _fits_host(chosen, stage, limits):
+        yield (
+            f"a worker needs about {_gib(host_bytes(chosen, stage))} of host memory, more than {_WORKER_FIELD} allows"
+        )
     if shape.on_gpus and limits.memory is None:
         yield (
             f"the estimate of {_gib(gpu_memory(chosen, stage).total)} for each GPU is compared with no limit: set "
