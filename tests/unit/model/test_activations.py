@@ -1,16 +1,15 @@
 """What the layers of each known architecture keep for the backward pass, as torch saves it, and as it is estimated."""
 
-import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch.autograd.graph import saved_tensors_hooks
 
 from finetune_trainer.model.activations import GUESS, LAYERS, guess_note, kept_values
 from finetune_trainer.model.inspect import ModelFacts, _first, _head_size, _heads, _intermediate_size
+from saved_tensors import saved_bytes
 
 ROWS, TOKENS, HIDDEN = 2, 64, 256
 DECODER = {
@@ -60,32 +59,20 @@ UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
 """Architectures that have to be guessed."""
 
 
-def saved_bytes(kind: str, auto: str, sizes: dict[str, Any], layers: int, dtype: torch.dtype, *, masked: bool) -> int:
+def saved_of(kind: str, auto: str, sizes: dict[str, Any], layers: int, dtype: torch.dtype, *, masked: bool) -> int:
     config = transformers.AutoConfig.for_model(kind, **sizes)
     config.num_hidden_layers, config.use_cache = layers, False
     if hasattr(config, "layer_types"):
         config.layer_types = ["full_attention"] * layers
     model = getattr(transformers, auto).from_config(config, dtype=dtype).train()
-    kept: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    class Saved:
-        def __init__(self, value: torch.Tensor) -> None:
-            self.value = value
-            kept.add(self)
-
     mask = torch.ones((ROWS, TOKENS), dtype=torch.long)
     mask[0, -5:] = 0 if masked else 1
-    with saved_tensors_hooks(Saved, lambda saved: saved.value):
-        output = model(input_ids=torch.ones((ROWS, TOKENS), dtype=torch.long), attention_mask=mask)
-    assert output.logits.requires_grad
-    own = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers())}
-    storages = {saved.value.untyped_storage().data_ptr(): saved.value.untyped_storage().nbytes() for saved in kept}
-    return sum(size for key, size in storages.items() if key not in own)
+    return saved_bytes(model, input_ids=torch.ones((ROWS, TOKENS), dtype=torch.long), attention_mask=mask)
 
 
 def measured(kind: str, auto: str, sizes: dict[str, Any], dtype: torch.dtype, *, masked: bool) -> float:
     """Bytes per layer and token."""
-    one, three = (saved_bytes(kind, auto, sizes, layers, dtype, masked=masked) for layers in (1, 3))
+    one, three = (saved_of(kind, auto, sizes, layers, dtype, masked=masked) for layers in (1, 3))
     return (three - one) / 2 / (ROWS * TOKENS)
 
 

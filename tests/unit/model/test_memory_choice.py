@@ -55,9 +55,9 @@ def choose(shape: TrainingShape, gib: float | None, **options: Any) -> ZeroChoic
     [
         # Stage, micro-batch and offload.
         pytest.param(shape(), 80, (2, 4, Offload.NONE), id="8B, 8 x 80"),
-        pytest.param(shape(nodes=2), 80, (2, 4, Offload.NONE), id="8B, 16 x 80"),
+        pytest.param(shape(nodes=2), 80, (3, 8, Offload.NONE), id="8B, 16 x 80"),
         pytest.param(shape(gpus=1, micro_batch=1), 80, (2, 1, Offload.OPTIMIZER), id="8B, 1 x 80"),
-        pytest.param(shape(lora=True, gpus=1), 80, (2, 4, Offload.NONE), id="8B LoRA, 1 x 80"),
+        pytest.param(shape(lora=True, gpus=1), 80, (2, 8, Offload.NONE), id="8B LoRA, 1 x 80"),
         pytest.param(shape(lora=True, gpus=1, length=2048), 24, (2, 1, Offload.NONE), id="8B LoRA, 1 x 24"),
         pytest.param(shape(LLAMA3_70B, nodes=2), 80, (3, 4, Offload.OPTIMIZER), id="70B, 16 x 80"),
         pytest.param(shape(LLAMA3_70B, nodes=4), 80, (3, 2, Offload.NONE), id="70B, 32 x 80"),

@@ -1,11 +1,11 @@
 """Memory that a method or an optimizer uses beyond that of the base model, measured and compared with the estimate."""
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,10 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finetune_api.v1alpha1 import Lora, OptimizerName, Task
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.counts import ActivationCounts
+from finetune_trainer.model.activations import backward_values, kept_values
 from finetune_trainer.model.estimate import STEP_BYTES
 from finetune_trainer.model.inspect import ModelFacts
 from finetune_trainer.tasks import TASKS
 from finetune_trainer.train.engine import make_optimizer
+from saved_tensors import saved_bytes
 from train_configs import train_config
 
 CONFIG = LlamaConfig(
@@ -76,19 +78,7 @@ def adapted(block: Lora) -> tuple[Any, ModelFacts]:
 def saved_values(block: Lora) -> int:
     """Values that a forward pass keeps for the backward pass, besides parameters."""
     model, _ = adapted(block)
-    kept: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    class Saved:
-        def __init__(self, value: torch.Tensor) -> None:
-            self.value = value
-            kept.add(self)
-
-    with saved_tensors_hooks(Saved, lambda saved: saved.value):
-        output = model(input_ids=torch.ones((1, TOKENS), dtype=torch.long))
-    own = {value.untyped_storage().data_ptr() for value in model.parameters()}
-    storages = {saved.value.untyped_storage().data_ptr(): saved.value.untyped_storage().nbytes() for saved in kept}
-    assert output.logits.requires_grad
-    return sum(size for key, size in storages.items() if key not in own) // 4
+    return saved_bytes(model, input_ids=torch.ones((1, TOKENS), dtype=torch.long)) // 4
 
 
 @pytest.mark.parametrize(
@@ -130,3 +120,34 @@ def test_the_estimate_has_the_temporary_tensors_of_the_optimizer(name: Optimizer
             optimizer.step()
         peaks.append(memory.peak)
     assert max(peaks[1:]) == pytest.approx(STEP_BYTES[name] * model.weight.numel(), abs=1000)
+
+
+def peak_of_step(vocabulary: int, layers: int, dtype: torch.dtype, *, recomputed: bool) -> float:
+    """Peak of a forward and backward pass per token, without the gradients of parameters, which are frozen."""
+    config = LlamaConfig.from_dict(
+        CONFIG.to_dict() | {"vocab_size": vocabulary, "num_hidden_layers": layers, "use_cache": False}
+    )
+    model: Any = LlamaForCausalLM._from_config(config, dtype=dtype).train().requires_grad_(False)
+    model.model.embed_tokens.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
+    if recomputed:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.ones((1, TOKENS), dtype=torch.long)
+    with PeakMemory() as memory:
+        TASKS[Task.CAUSAL_LM].loss(model(input_ids=ids).logits, {"labels": ids}).backward()
+    return memory.peak / TOKENS
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_estimate_of_gpus_has_the_logits_and_their_copies(dtype: torch.dtype) -> None:
+    small, large = (peak_of_step(size, 1, dtype, recomputed=True) for size in (4000, 8000))
+    assert (large - small) / 4000 == 12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_estimate_of_gpus_has_the_recomputed_layer_and_its_gradients(dtype: torch.dtype) -> None:
+    """The inputs of all layers, and one layer at a time. Frozen layers keep less than the estimate counts."""
+    facts = replace(adapted(Lora())[1], attention_size=64, key_value_size=32, intermediate_size=224)
+    two, four = (peak_of_step(32, layers, dtype, recomputed=True) for layers in (2, 4))
+    assert (four - two) / 2 == dtype.itemsize * 64
+    estimate = kept_values(facts, dtype.itemsize, has_mask=False) + backward_values(facts, dtype.itemsize)
+    assert 0.75 * estimate <= two - 2 * dtype.itemsize * 64 <= 1.05 * estimate

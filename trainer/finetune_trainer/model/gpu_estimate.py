@@ -6,8 +6,8 @@ also the parameters, are in host memory. Differences to a process on the CPU, wi
 - Activations by architecture, see `model.activations`. With gradient checkpointing, the inputs of all layers, and what
   one layer keeps and computes in its backward pass. The allocator reuses this memory for the logits, so the larger one
   of both counts; without checkpointing, both exist when the backward pass begins.
-- Logits in the type of the model, then 12 bytes for each: their 32-bit copy or its gradient, the log-softmax, and the
-  gradient of that (measured with `PeakMemory` of the tests: 14 bytes in BFloat16 and 16 in Float32).
+- 12 bytes for each logit in the backward pass: the log-softmax in 32 bit, its gradient, and that of the logits. The
+  logits themselves are freed by then (measured, also with DeepSpeed's engine).
 - Attention masks wherever rows of a micro-batch may differ in length, because sdpa then gets a mask.
 - DeepSpeed's buffers as `train.ds_config` sets them. Stages 1 and 2: two buckets in the type of the gradients, because
   communication overlaps, and a 32-bit copy of one for the reduction. A gradient that is larger than a bucket is reduced
@@ -139,10 +139,9 @@ def activation_bytes(shape: TrainingShape) -> int:
     has_masks = shape.is_packed or shape.micro_batch > 1
     layer = tokens * activations.kept_values(facts, value, has_mask=has_masks)
     backward = tokens * activations.backward_values(facts, value)
-    # 12 bytes in 32 bit, see above.
-    logits = (value + 12) * tokens * facts.vocabulary if shape.has_token_logits else 0
+    logits = 12 * tokens * facts.vocabulary if shape.has_token_logits else 0
     if shape.logits_limit is not None:
-        logits = min(logits, (value + 12) * shape.logits_limit // 4)
+        logits = min(logits, 3 * shape.logits_limit)
     if shape.gradient_checkpointing:
         held = facts.layers * value * tokens * facts.hidden_size + max(layer + backward, logits)
     else:
