@@ -346,7 +346,8 @@ FAILURES: Mapping[ExitCode, Explanation] = {
         "the whole container.",
         "After the second exit of a training with code 80, it halves the micro-batch.",
         "For training, lower `spec.training.microBatchSize` or `spec.data.maxLength`, raise "
-        "`spec.deepspeed.zeroStage`, or raise the memory limit in `spec.workers.resources`. For the other stages, "
+        "`spec.deepspeed.zeroStage`, or raise the memory limit in `spec.workers.resources`; with GPUs, set "
+        "`spec.workers.gpuMemory`, so that the next run gets settings that fit. For the other stages, "
         "raise the limit in `spec.stages.prepare.resources` or `spec.stages.evaluate.resources`.",
     ),
     ExitCode.DIVERGED: Explanation(
