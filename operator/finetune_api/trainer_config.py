@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .constants import Stage
 from .run_layout import RunLayout, run_name
-from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, DataFormat, Dtype, Offload, Batching, Spec, Task
+from .v1alpha1 import ArtifactFormat, AttemptPlan, AttemptStatus, Batching, DataFormat, Dtype, Offload, Spec, Task
 from .v1alpha1.training import DEFAULT_EPOCHS
 
 

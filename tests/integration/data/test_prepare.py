@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import tiny_models
 from finetune_api.trainer_config import Prepared, StorageSettings
-from finetune_api.v1alpha1 import DataFormat, Dtype, Offload, Batching, Task
+from finetune_api.v1alpha1 import Batching, DataFormat, Dtype, Offload, Task
 from finetune_trainer.data import build
 from finetune_trainer.data.chat import TEMPLATE_DATE
 from finetune_trainer.data.info import DATASET_FILE, FORMAT_VERSION, read_dataset_info

@@ -17,7 +17,7 @@ from finetune_api.rules import limiting_memory, memory_settings, task_of, violat
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import NEW_TOKEN_ZERO_STAGES, QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
 from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
-from finetune_api.v1alpha1 import ArtifactFormat, Data, DataFormat, Dtype, Offload, Batching, Spec, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Batching, Data, DataFormat, Dtype, Offload, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
