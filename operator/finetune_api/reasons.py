@@ -379,7 +379,18 @@ DISRUPTIONS: Mapping[str, Explanation] = {
         "`spec.workers.sharedMemory`.",
     ),
 }
-"""Classes of failures without an exit code of the trainer."""
+"""Classes of disruptions, which have no exit code of the trainer."""
+
+OTHER_FAILURES: Mapping[str, Explanation] = {
+    "ContainerFailed": Explanation(
+        "A container that is not the trainer, such as an injected one, failed the pod before all trainers had "
+        "succeeded: an init container, or a sidecar that is an ordinary container.",
+        "",
+        "Read the log of the container that the message names with `kubectl logs -c`, and correct it or what injects "
+        "it. [Injected containers](operating.md#injected-containers) describes which sidecars have no such effect.",
+    ),
+}
+"""Other classes of failures without an exit code of the trainer."""
 
 _RETRIES: Mapping[RetryClass, str] = {
     RetryClass.PERMANENT: "It does not retry the stage, and ends the run.",
@@ -399,14 +410,15 @@ def troubleshooting_page() -> str:
         parts.append(_entry(name_of(code), entry, facts=f"Exit code {int(code)}.", retries=_RETRIES[retry_class(code)]))
     for name, entry in DISRUPTIONS.items():
         parts.append(_entry(name, entry, retries=_RETRIES[RetryClass.DISRUPTION]))
+    for name, entry in OTHER_FAILURES.items():
+        parts.append(_entry(name, entry, retries=_RETRIES[RetryClass.RETRYABLE]))
     return "\n\n".join([*parts, _OTHERS.strip()]) + "\n"
 
 
 def _contents() -> Iterator[str]:
     yield _wrapped("- Reasons: " + _links(map(str, REASONS)), indent="  ")
-    yield _wrapped(
-        "- [Classes of failures](#classes-of-failures): " + _links([*map(name_of, FAILURES), *DISRUPTIONS]), indent="  "
-    )
+    names = [*map(name_of, FAILURES), *DISRUPTIONS, *OTHER_FAILURES]
+    yield _wrapped("- [Classes of failures](#classes-of-failures): " + _links(names), indent="  ")
 
 
 def _links(names: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 Only fields of Kubernetes are read, so that the local cluster and Kubernetes are handled by the same code.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -69,6 +69,9 @@ class ObservedPod:
     held_by: tuple[str, ...] = ()
     """Names of the containers that are running although the trainer has ended. Nothing stops injected containers that
     are no init containers."""
+    failed_containers: tuple[str, ...] = ()
+    """Other containers than the trainer that ended with an error, such as `container istio-proxy ended with status 1`.
+    Kubernetes fails the pod then, although its trainer may have succeeded."""
 
     @property
     def is_rejected(self) -> bool:
@@ -114,9 +117,9 @@ class ObservedAttempt:
     ended_at: str
     """Time when the terminal condition of the Job was set; empty while it is running."""
     succeeded: bool
-    """Whether its Job is complete, or would be without the containers that hold its pods."""
+    """Whether its Job is complete, or would be without the containers that are not the trainer."""
     failed: bool
-    """Whether its Job has failed, or would have without the containers that hold its pods."""
+    """Whether its Job has failed, or would have without the containers that are not the trainer."""
     deleting: bool
     pods: tuple[ObservedPod, ...]
     failing: bool = False
@@ -275,8 +278,12 @@ def _is_held(job: Manifest, pods: list[ObservedPod], now: datetime) -> bool:
         return False
     held = [pod for pod in pods if pod.held_by and not pod.due_at]
     held = [pod for pod in held if now >= datetime.fromisoformat(pod.finished_at) + _HELD_AFTER]
-    is_complete = len(pods) == job.get("spec", {}).get("parallelism", 1) and all(pod.exit_code == 0 for pod in pods)
-    return bool(held) and (is_complete or any(pod.exit_code for pod in held))
+    return bool(held) and (_has_succeeded(job, pods) or any(pod.exit_code for pod in held))
+
+
+def _has_succeeded(job: Manifest, pods: list[ObservedPod]) -> bool:
+    """Whether all its trainers have succeeded."""
+    return len(pods) == job.get("spec", {}).get("parallelism", 1) and all(pod.exit_code == 0 for pod in pods)
 
 
 def _attempt(
@@ -285,7 +292,8 @@ def _attempt(
     metadata, spec = job["metadata"], job.get("spec", {})
     terminal = _terminal(job)
     held = not terminal and now is not None and _is_held(job, pods, now)
-    succeeded = "Complete" in terminal or (held and all(pod.exit_code == 0 for pod in pods))
+    # A Job also fails if only another container of a pod does.
+    succeeded = "Complete" in terminal or ((held or "Failed" in terminal) and _has_succeeded(job, pods))
     labels, annotations = metadata["labels"], metadata.get("annotations", {})
     return ObservedAttempt(
         stage=Stage(labels[constants.LABEL_STAGE]),
@@ -296,7 +304,7 @@ def _attempt(
         created_at=metadata.get("creationTimestamp", ""),
         ended_at=max(terminal.values(), default=max(pod.finished_at for pod in pods) if held else ""),
         succeeded=succeeded,
-        failed="Failed" in terminal or (held and not succeeded),
+        failed=("Failed" in terminal or held) and not succeeded,
         deleting="deletionTimestamp" in metadata,
         pods=tuple(sorted(pods, key=lambda pod: pod.index)),
         failing="FailureTarget" in true_conditions(job),
@@ -353,7 +361,23 @@ def _pod(manifest: Manifest) -> ObservedPod:
         kubelet_reason=status.get("reason", "") if status.get("phase") == "Failed" else "",
         kubelet_message=status.get("message", "") if status.get("phase") == "Failed" else "",
         held_by=tuple(running) if terminated and status.get("phase") == "Running" else (),
+        failed_containers=tuple(_failed_containers(manifest)),
     )
+
+
+def _failed_containers(manifest: Manifest) -> Iterator[str]:
+    """Yield which containers except the trainer ended with an error.
+
+    That of a sidecar, an init container that runs beside the trainer, has no effect on its pod.
+    """
+    spec, status = manifest.get("spec", {}), manifest.get("status", {})
+    ignored = {entry["name"] for entry in spec.get("initContainers", []) if entry.get("restartPolicy") == "Always"}
+    ignored.add(constants.TRAINER_CONTAINER)
+    for kind, field in (("init container", "initContainerStatuses"), ("container", "containerStatuses")):
+        for entry in status.get(field, []):
+            code = entry.get("state", {}).get("terminated", {}).get("exitCode")
+            if code and entry["name"] not in ignored:
+                yield f"{kind} {entry['name']} ended with status {code}"
 
 
 ORDINARY_WAITS = frozenset({"ContainerCreating", "PodInitializing", ""})

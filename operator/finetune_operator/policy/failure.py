@@ -37,6 +37,8 @@ _ADVICE = {
 }
 _NO_ACTION = "No action is required: the next attempt starts from the last checkpoint."
 _REJECTED_ADVICE = "If it repeats, inspect the node: it has fewer resources available than the scheduler assumes."
+SIDECAR_ADVICE = "inject sidecars as init containers with restartPolicy Always: they end with the pod and never fail it"
+_CONTAINER_ADVICE = "Read the log of the container with kubectl logs -c, and correct it or what injects it."
 _SIGKILL_ADVICE = (
     "The process was killed, often because of the memory limit; training resumes from the last checkpoint."
 )
@@ -88,9 +90,14 @@ def classify_failure(child: ObservedAttempt, detected: FailureStatus | None = No
     refused = next((pod for pod in child.pods if pod.is_overusing or pod.is_rejected), None)
     if refused is not None and not permanent:
         return _refused(child, refused)
+    evicted = next((pod for pod in child.pods if pod.kubelet_reason), None)
+    if not failed and evicted is not None:
+        return _refused(child, evicted)
+    injected = next((pod for pod in child.pods if _is_failed_by_another_container(pod)), None)
+    if injected is not None and all(pod.exit_code in _BYSTANDER_EXITS for pod in failed):
+        return _failed_container(child, injected)
     if not failed:
-        evicted = next((pod for pod in child.pods if pod.kubelet_reason), None)
-        return _without_pods(child, detected) if evicted is None else _refused(child, evicted)
+        return _without_pods(child, detected)
     culprits = [pod for pod in failed if pod.exit_code not in _BYSTANDER_EXITS] or failed
     first = min(culprits, key=lambda pod: (_class_of(pod), pod.finished_at, pod.index))
     if _class_of(first) is not RetryClass.PERMANENT:
@@ -166,6 +173,30 @@ def _deleted(child: ObservedAttempt) -> str:
 def _class_of(pod: ObservedPod) -> RetryClass:
     is_free = (pod.disrupted or pod.kubelet_reason) and not pod.is_overusing
     return RetryClass.DISRUPTION if is_free else retry_class(pod.exit_code or 0)
+
+
+def _is_failed_by_another_container(pod: ObservedPod) -> bool:
+    """Whether a container that is not the trainer failed the pod. Those of a deleted pod are terminated."""
+    return pod.phase == "Failed" and bool(pod.failed_containers) and not (pod.exit_code or pod.due_at or pod.disrupted)
+
+
+def _failed_container(child: ObservedAttempt, pod: ObservedPod) -> Failure:
+    """Classify the failure of a container that is not the trainer, which fails its pod and therefore the Job."""
+    is_sidecar = pod.exit_code == 0
+    when = "although its trainer had succeeded" if is_sidecar else "before its trainer was started"
+    advice = (
+        f"{_CONTAINER_ADVICE} {SIDECAR_ADVICE[0].upper()}{SIDECAR_ADVICE[1:]}." if is_sidecar else _CONTAINER_ADVICE
+    )
+    status = FailureStatus(
+        failure_class="ContainerFailed",
+        stage=str(child.stage),
+        attempt=child.attempt,
+        pod=pod.name,
+        node=pod.node,
+        message=f"{pod.name} failed {when}: {', '.join(pod.failed_containers)}"[:4096],
+        advice=advice,
+    )
+    return Failure(RetryClass.RETRYABLE, 0, status)
 
 
 def _without_pods(child: ObservedAttempt, detected: FailureStatus | None) -> Failure:

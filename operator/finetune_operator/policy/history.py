@@ -323,8 +323,7 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedAttempt, no
         status = _with_progress(status, attempt, message.progress)
         attempt = next(entry for entry in status.run.attempts if entry.job_name == attempt.job_name)
     ended_at = child.ended_at or now  # a lost attempt has no end time
-    if child.held:
-        status = status.with_run(warnings=merged_warnings(status.run.warnings, _held_warnings(child)))
+    status = status.with_run(warnings=merged_warnings(status.run.warnings, _warnings_about_containers(child)))
     if child.succeeded:
         status = _ended(status, attempt.model_copy(update={"end_time": ended_at, "outcome": Outcome.SUCCEEDED}))
         return _with_results(status, message)
@@ -346,15 +345,18 @@ def _with_end(status: Status, attempt: AttemptStatus, child: ObservedAttempt, no
     return status.with_run(failure=classified.status)
 
 
-def _held_warnings(child: ObservedAttempt) -> tuple[str, ...]:
-    """Return the first pod that other containers keep running, and how to change that."""
-    pod = next((pod for pod in child.pods if pod.held_by), None)
-    if pod is None:
-        return ()
-    return (
-        f"{pod.name}: the trainer ended, but the pod was kept running by {', '.join(pod.held_by)}, so {child.job_name} "
-        "was deleted; inject sidecars as init containers with restartPolicy Always, which end with the pod",
-    )
+def _warnings_about_containers(child: ObservedAttempt) -> tuple[str, ...]:
+    """Return the first pod that other containers than the trainer kept running or failed, and how to change that."""
+    held = next((pod for pod in child.pods if child.held and pod.held_by), None)
+    if held is not None:
+        names = ", ".join(held.held_by)
+        effect = f"the trainer ended, but the pod was kept running by {names}, so {child.job_name} was deleted"
+        return (f"{held.name}: {effect}; {failure.SIDECAR_ADVICE}",)
+    failed = next((pod for pod in child.pods if child.succeeded and pod.failed_containers), None)
+    if failed is not None:
+        effect = f"the trainer succeeded, but {', '.join(failed.failed_containers)}"
+        return (f"{failed.name}: {effect}; {failure.SIDECAR_ADVICE}",)
+    return ()
 
 
 def has_new_checkpoint(status: Status, attempt: AttemptStatus) -> bool:

@@ -112,6 +112,76 @@ def test_the_next_attempt_waits_for_the_other_trainers_of_one_that_sidecars_hold
     assert observed_with_sidecars(FAILED, FAILED).orphans == ()
 
 
+STOPPED = {"terminated": {"exitCode": 75, "finishedAt": ENDED_AT}}
+NOT_STARTED = {"waiting": {"reason": "PodInitializing"}}
+ERROR = {"terminated": {"exitCode": 3}}
+
+
+def failed_job(*trainers: dict[str, Any], init: dict[str, Any] | None = None, **first: Any) -> Any:
+    """A failed Job with pods of trainers in these states. A container of the first pod has failed: that beside the
+    trainer, or the init container `init`. Other arguments are fields of the metadata of the first pod."""
+    pods = [make_pod(index, "train", **state) for index, state in enumerate(trainers)]
+    for pod in pods:
+        pod["status"]["phase"] = "Failed"
+    failed = {"name": "istio-proxy", "state": ERROR}
+    if init is None:
+        pods[0]["status"]["containerStatuses"].append(failed)
+    else:
+        pods[0]["status"]["initContainerStatuses"] = [failed]
+        pods[0]["spec"] = {"initContainers": [{"name": "istio-proxy", **init}]}
+    pods[0]["metadata"] |= first
+    conditions = [{"type": "Failed", "status": "True", "lastTransitionTime": ENDED_AT}]
+    (child,) = Observed.from_manifests("u", [make_job("train", owner="u", conditions=conditions)], pods).attempts
+    return child
+
+
+def test_a_stage_has_succeeded_if_all_trainers_have_although_another_container_failed() -> None:
+    child = failed_job(OVER, OVER)
+    assert (child.succeeded, child.failed, child.active, child.ended_at) == (True, False, False, ENDED_AT)
+    assert child.pods[0].failed_containers == ("container istio-proxy ended with status 3",)
+
+
+@pytest.mark.parametrize(
+    ("child", "message"),
+    [
+        pytest.param(
+            failed_job(OVER, STOPPED),
+            "failed although its trainer had succeeded: container istio-proxy ended with status 3",
+            id="the other trainer was stopped",
+        ),
+        pytest.param(
+            failed_job(OVER),
+            "failed although its trainer had succeeded: container istio-proxy ended with status 3",
+            id="the other pod was deleted",
+        ),
+        pytest.param(
+            failed_job(NOT_STARTED, STOPPED, init={}),
+            "failed before its trainer was started: init container istio-proxy ended with status 3",
+            id="an init container failed",
+        ),
+    ],
+)
+def test_a_container_that_fails_the_pod_of_a_trainer_is_named(child: Any, message: str) -> None:
+    assert (child.succeeded, child.failed) == (False, True)
+    judged = failure.classify_failure(child)
+    assert (judged.retry_class, judged.status.failure_class) == (RetryClass.RETRYABLE, "ContainerFailed")
+    assert judged.status.message == f"{NAME}-0-train {message}"
+    assert judged.status.advice.startswith("Read the log of the container with kubectl logs -c")
+
+
+@pytest.mark.parametrize(
+    ("child", "expected"),
+    [
+        pytest.param(failed_job(FAILED, STOPPED), "InternalError", id="its trainer failed"),
+        pytest.param(failed_job(OVER, FAILED), "InternalError", id="the other trainer failed"),
+        pytest.param(failed_job(STOPPED, init={"restartPolicy": "Always"}), "PodDeleted", id="a sidecar"),
+        pytest.param(failed_job(NOT_STARTED, deletionTimestamp=ENDED_AT), "Lost", id="a deleted pod"),
+    ],
+)
+def test_another_container_is_not_the_cause_of_another_failure(child: Any, expected: str) -> None:
+    assert failure.classify_failure(child).status.failure_class == expected
+
+
 @pytest.mark.parametrize(
     ("init", "sidecar", "expected"),
     [

@@ -11,7 +11,7 @@ import finetune_api
 import finetune_operator
 from finetune_api.constants import Reason
 from finetune_api.exit_codes import ExitCode, name_of
-from finetune_api.reasons import DISRUPTIONS, FAILURES, REASONS, troubleshooting_page
+from finetune_api.reasons import DISRUPTIONS, FAILURES, OTHER_FAILURES, REASONS, troubleshooting_page
 from finetune_operator.observed import EVICTED
 
 OPERATOR = Path(finetune_operator.__path__[0])
@@ -78,10 +78,10 @@ def test_every_exit_code_of_a_failure_is_explained() -> None:
 def test_every_class_without_an_exit_code_is_explained() -> None:
     code = (OPERATOR / "policy/failure.py").read_text()
     given = set(re.findall(r'failure_class(?:=|": )"(\w+)"', code)) | {EVICTED}
-    assert given == set(DISRUPTIONS)
+    assert given == {*DISRUPTIONS, *OTHER_FAILURES}
 
 
-@pytest.mark.parametrize("name", [*map(str, Reason), *map(name_of, FAILURES), *DISRUPTIONS])
+@pytest.mark.parametrize("name", [*map(str, Reason), *map(name_of, FAILURES), *DISRUPTIONS, *OTHER_FAILURES])
 def test_the_page_has_an_entry(name: str) -> None:
     assert troubleshooting_page().count(f"\n### {name}\n") == 1
 
