@@ -74,7 +74,7 @@ test-kubernetes: $(VENV)/.ready-test ## Tests on a cluster that they start: Linu
 
 .PHONY: test-chart
 test-chart: $(VENV)/.ready-test ## Tests of the chart; same needs as test-kubernetes
-	$(PYTEST) tests/chart tests/kubernetes/test_chart_life_cycle.py $(ARGS)
+	$(PYTEST) tests/chart tests/kubernetes/test_chart_life_cycle.py tests/kubernetes/test_tour.py $(ARGS)
 
 .PHONY: test-flux
 test-flux: $(VENV)/.ready-test ## Run the GitOps tests with Flux (3 minutes)

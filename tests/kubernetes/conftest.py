@@ -3,6 +3,7 @@
 FINETUNE_TEST_KUBECONFIG  a cluster to use instead of our own; pods are then not tested
 """
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from gitops_health import HealthTools
 from loop_thread import LoopThread, running_kubelet
 from objects import Objects
 from operator_process import NAME, install, installation
+from process_support import ROOT
 from reconciled_job import RECORDED
 from required import unavailable
 from simulated_kubelet import SimulatedKubelet
@@ -25,6 +27,7 @@ from testcluster.builds import Buildah, require_buildah
 from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
 from testcluster.flux import install_crds
+from testcluster.helm import CHART, Helm
 from testcluster.missing import MissingError
 from testcluster.pods import PodsCluster
 from testcluster.registry import running_registry
@@ -126,6 +129,16 @@ def registry(pytestconfig: pytest.Config, say: Say, tmp_path_factory: pytest.Tem
             yield address
     except MissingError as error:
         unavailable(pytestconfig, "helm", error)
+
+
+@pytest.fixture(scope="session")
+def published(helm: Helm, registry: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The chart as `make chart` packages it, in a registry: arguments of helm."""
+    folder = tmp_path_factory.mktemp("chart")
+    subprocess.run(["make", "chart", f"HELM={helm.program}", f"DIST={folder}"], cwd=ROOT, check=True)
+    (package,) = folder.iterdir()
+    helm("push", package, f"oci://{registry}/charts", "--plain-http")
+    return f"oci://{registry}/charts/{CHART.name}", "--version=0.1.0", "--plain-http"
 
 
 @pytest.fixture(scope="module")

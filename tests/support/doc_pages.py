@@ -29,7 +29,8 @@ class Block:
     line: int
 
     def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        page = self.page.relative_to(ROOT) if self.page.is_relative_to(ROOT) else self.page.name
+        return f"{page}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,28 @@ def commands(*programs: str) -> list[Command]:
 
 
 def commands_of(block: Block) -> Iterator[Command]:
-    for text in _command_texts(block):
+    for text in command_texts(block):
         yield from _simple_commands(block, text)
 
 
-def _command_texts(block: Block) -> Iterator[str]:
-    """Yield each command with its continuation lines. In a console, lines without a prompt are output."""
+def command_texts(block: Block) -> Iterator[str]:
+    """Yield each command of a block of a shell with its continuation lines.
+
+    In a console, lines without a prompt are output.
+    """
     pending = ""
     for line in block.text.splitlines():
         is_start = block.language != "console" or line.startswith("$ ")
         if not pending and not is_start:
             continue
-        pending += line.removeprefix("$ ") if not pending else f"\n{line}"
+        pending += line if pending else line.removeprefix("$ ")
         if pending.endswith("\\"):
-            pending = pending[:-1]
+            pending = pending[:-1]  # as a shell joins the lines
         elif not pending.endswith("|") and pending.count("; do\n") == pending.count("\n  done") and line[-4:] != "; do":
             yield pending
             pending = ""
+        else:
+            pending += "\n"
     assert not pending, f"{block}: the last command is not complete"
 
 

@@ -74,13 +74,13 @@ def pause_image(program: Path) -> bytes:
     return archive(PAUSE, tar([file_entry("pause", program.read_bytes(), 0o755)]), {"Entrypoint": ["/pause"]})
 
 
-def host_image() -> bytes:
+def host_image(name: str = HOST) -> bytes:
     entries = [
         *(folder_entry(name) for name in MOUNT_POINTS),
         *(link_entry(name, f"usr/{name}") for name in MERGED if Path("/", name).is_symlink()),
         *(file_entry(name, text.encode()) for name, text in FILES.items()),
     ]
-    return archive(HOST, tar(entries), {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "WorkingDir": "/tmp"})
+    return archive(name, tar(entries), {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "WorkingDir": "/tmp"})
 
 
 def host_paths(*more: Path) -> list[Path]:
