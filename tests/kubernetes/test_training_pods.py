@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from finetune_api.constants import Stage
 from finetune_cli.local import demo_assets
 from finetune_cli.local.embedded_store import EmbeddedStore
+from injection import injected, shell_container
 from process_support import ROOT
 from training_setup import TrainingSetup, attempts_at, upload_demo
 
@@ -114,6 +116,35 @@ def test_a_job_that_gets_two_of_four_workers_trains_on_two(setup: TrainingSetup)
     assert second["plan"]["reason"] == "could start 2 of 4 workers"
     assert (job["status"]["run"]["restarts"], job["status"]["run"]["disruptions"]) == (0, 0)
     assert setup.events("crowded")["FewerWorkers"].endswith("startTimeout of 30s; the next attempt starts with 2")
+
+
+def test_injected_containers_do_not_keep_a_stage_from_completing(setup: TrainingSetup) -> None:
+    """A sidecar that is an init container, and as ordinary containers one that never ends and one that fails."""
+    endless = "trap 'exit 3' TERM; while true; do sleep 1; done"
+    sidecar = shell_container("mesh", endless, restartPolicy="Always")
+    with (
+        injected(setup.kubectl, Stage.PREPARE, sidecar, is_init=True),
+        injected(setup.kubectl, Stage.TRAIN, shell_container("proxy", endless)),
+        injected(setup.kubectl, Stage.EVALUATE, shell_container("logs", "exit 3")),
+    ):
+        setup.kubectl.apply(setup.job("joined", workers={"nodes": 1}))
+        run = setup.until("joined", "Complete")["status"]["run"]
+    assert [(attempt["stage"], attempt["outcome"]) for attempt in run["attempts"]] == [
+        ("prepare", "Succeeded"),
+        ("train", "Succeeded"),
+        ("evaluate", "Succeeded"),
+    ]
+    prepared = setup.pods_of("joined-r1-prepare-a1")["0"]["status"]
+    (ended,) = prepared["initContainerStatuses"]
+    assert (prepared["phase"], ended["state"]["terminated"]["exitCode"]) == ("Succeeded", 3)
+    evaluated = setup.pods_of("joined-r1-evaluate-a1")["0"]
+    assert evaluated["status"]["phase"] == "Failed"
+    held, failed = run["warnings"]
+    assert held.startswith("joined-r1-train-a1-0-")
+    assert "the pod was kept running by proxy, so joined-r1-train-a1 was deleted; inject sidecars as init " in held
+    assert failed.startswith(
+        f"{evaluated['metadata']['name']}: the trainer succeeded, but container logs ended with status 3; inject "
+    )
 
 
 def test_a_job_that_cannot_start_reports_the_reason(setup: TrainingSetup) -> None:
