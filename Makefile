@@ -130,6 +130,10 @@ bench-packing: $(VENV)/.ready-test ## Benchmark packs, padded rows, and TRL (7 m
 bench-chunked-loss: $(VENV)/.ready-test ## Benchmark the chunked loss (10 minutes)
 	@$(BIN)/python benchmarks/chunked_loss.py $(ARGS)
 
+.PHONY: bench-settings
+bench-settings: $(VENV)/.ready-test ## Benchmark settings of a training (12 minutes)
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/training_settings.py $(ARGS)
+
 .PHONY: proofs
 proofs: $(VENV)/.ready-test ## Measure the effect of each technique (hours; resumes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/proofs.py $(ARGS)

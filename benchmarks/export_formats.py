@@ -110,7 +110,7 @@ def job_of(folder: Path) -> PreparedConfig:
         task=Task.CAUSAL_LM,
         format="Text",
         dtype="Float32",
-        packing="Padded",
+        batching="Padded",
         zero_stage=2,
         counts=SplitCounts(train=1),
     )

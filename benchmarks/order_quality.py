@@ -127,7 +127,7 @@ def measure(side: str, seed: int, texts: Texts, settings: StorageSettings, folde
     store = ObjectStore.connect(settings)
     config = prepared(config_of(side, seed, texts, settings), folder / f"prepare-{side}-{seed}")
     assert config.prepared is not None
-    assert config.prepared.packing is SIDES[side], f"{side} chose {config.prepared.packing}"
+    assert config.prepared.batching is SIDES[side], f"{side} chose {config.prepared.batching}"
     speed = timed("ours", config, folder / f"{side}-{seed}").tokens_per_cpu_second
     log = store.get_json(f"{config.run_uri}/training.json")["log"]
     last = next(entry for entry in reversed(log) if "eval_loss" in entry)

@@ -166,7 +166,7 @@ def report(found: dict[str, list[Found]], options: argparse.Namespace) -> None:
         pairs = zip(found[Batching.PACKED], found[side], strict=True)
         return statistics.median(getattr(one, figure) / getattr(other, figure) for one, other in pairs)
 
-    print(f"\n{'packing':<14} {'tokens/s':>9} {'per CPU s':>10} {'held-out loss':>14} {'packed / side':>14}")
+    print(f"\n{'batching':<14} {'tokens/s':>9} {'per CPU s':>10} {'held-out loss':>14} {'packed / side':>14}")
     for side, entries in found.items():
         rate, cpu_rate, loss = (
             statistics.median(getattr(entry, figure) for entry in entries)

@@ -90,7 +90,7 @@ class _Maker:
         source, uri = self._assets / "data" / case.data, f"s3://{BUCKET}/datasets/{case.data}"
         self._store.upload_folder(source, uri)
         found = Prepared.model_validate_json((self._assets / f"{case.data}.json").read_text())
-        return found.model_copy(update={"dataset_uri": uri, "packing": Batching.PADDED})
+        return found.model_copy(update={"dataset_uri": uri, "batching": Batching.PADDED})
 
     def _random_rows(self, case: Case) -> Prepared:
         vocabulary = case.sizes["vocab_size"]
@@ -123,7 +123,7 @@ class _Maker:
             format=info.format,
             task=info.task,
             dtype=case.dtype,
-            packing=Batching.PADDED,
+            batching=Batching.PADDED,
             zero_stage=case.zero,
             counts=info.counts,
         )

@@ -1,8 +1,9 @@
 """TrainerConfig: the resolved configuration of one stage of a run. The operator writes it to a ConfigMap as JSON."""
 
 import json
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from .constants import Stage
 from .run_layout import RunLayout, run_name
@@ -99,6 +100,8 @@ class ExtendedVocabulary(Exchanged):
 class Prepared(Exchanged):
     """Result of the prepare stage, in its termination message and in the record of the run, which later stages read."""
 
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
     dataset_uri: str
     """Folder of the prepared dataset, which contains `dataset.json`."""
     dataset_digest: str
@@ -116,8 +119,8 @@ class Prepared(Exchanged):
     format: DataFormat
     task: Task
     dtype: Dtype
-    packing: Batching
-    """How examples share a batch. The field of the file has kept the name of its first version."""
+    batching: Annotated[Batching, Field(alias="packing")]
+    """How examples share a batch. In the file, the field has the name of its first version."""
     packs: int | None = None
     """Packs of the training split. Absent: the examples are not packed."""
     zero_stage: int

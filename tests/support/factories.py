@@ -38,7 +38,7 @@ def make_prepared(**fields: Any) -> Prepared:
         format=DataFormat.CLASSIFICATION,
         task=Task.SEQUENCE_CLASSIFICATION,
         dtype=Dtype.FLOAT32,
-        packing=Batching.PADDED,
+        batching=Batching.PADDED,
         zero_stage=2,
         counts=SplitCounts(train=100, validation=10, test=10),
     )

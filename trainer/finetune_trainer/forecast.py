@@ -1,6 +1,6 @@
 """Forecasts a run before it trains: runs its prepare stage, and reads how fast earlier runs of its output were.
 
-The figures are those that the run uses: the prepare stage chooses ZeRO stage, packing and data type, and its dataset
+The figures are those that the run uses: the prepare stage chooses ZeRO stage, batching and data type, and its dataset
 is stored under the output prefix, where the run finds it.
 """
 

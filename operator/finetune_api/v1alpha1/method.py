@@ -45,7 +45,8 @@ class Method(ApiModel, scope=Scope.RUN):
     """Train the small singular values of the matrices."""
 
     set_fit: SetFit | None = None
-    """Train an encoder on pairs of few texts, and fit a classifier to its embeddings."""
+    """SetFit, for few labeled examples: fine-tune a sentence encoder on pairs of texts, then fit a logistic regression
+    to its embeddings. BERT, RoBERTa and XLM-RoBERTa only, and at most 10,000 training examples."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

@@ -200,7 +200,8 @@ class Training(ApiModel, scope=Scope.RUN):
 
     global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 16
     """Examples per optimizer step, over all workers. It does not depend on the number of workers. With `batching:
-    Packed`, rows that hold several examples, each at most `data.maxLength` tokens long."""
+    Packed`, rows that hold several examples, each at most `data.maxLength` tokens long. With `method.setFit`, pairs of
+    texts."""
 
     batching: Batching | None = None
     """How examples of different length share a batch. Padded: in random order, each padded to the longest one of its

@@ -47,7 +47,7 @@ def command_name() -> str:
 def closing_lines(result: "DemoResult") -> Iterator[str]:
     """Yield the lines that the demo adds to the summary of a run."""
     if result.worst:
-        yield "topics of the test split with the lowest F1 (baseline -> tuned)"
+        yield "topics of the test split with the lowest F1 (base model -> tuned)"
         for entry in result.worst:
             before = "-" if entry.baseline_f1 is None else f"{entry.baseline_f1:.2f}"
             yield f"  {entry.label}: {before} -> {entry.f1:.2f} ({entry.support} questions)"

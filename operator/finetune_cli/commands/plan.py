@@ -38,7 +38,7 @@ def plan(
 ) -> None:
     """Show steps, memory, storage and time of a run.
 
-    Prepares the run on this machine as its first stage would, which chooses ZeRO stage, packing and data type and
+    Prepares the run on this machine as its first stage would, which chooses ZeRO stage, batching and data type and
     refuses a training that does not fit. Nothing is trained. The prepared data is stored under spec.output.uri, where
     the run finds it. The time is known when a run of the same output has been trained before.
 

@@ -120,7 +120,7 @@ def as_json(config: TrainerConfig, found: "Forecast") -> dict[str, Any]:
         "job": config.job.name,
         "task": str(prepared.task),
         "dtype": str(prepared.dtype),
-        "batching": str(prepared.packing),
+        "batching": str(prepared.batching),
         "zeroStage": prepared.zero_stage,
         "parameters": prepared.parameters,
         "trainedParameters": prepared.trained_parameters,

@@ -468,7 +468,7 @@ def _resolved(prepared: Prepared) -> ResolvedStatus:
         offload="" if prepared.offload is Offload.NONE else prepared.offload,
         micro_batch_limit=prepared.micro_batch_limit,
         micro_batch_memory=prepared.micro_batch_memory,
-        batching=prepared.packing,
+        batching=prepared.batching,
         dataset=prepared.dataset_uri,
         dataset_digest=prepared.dataset_digest,
         source_digest=prepared.source_digest,

@@ -327,9 +327,9 @@ def test_the_cheaper_batching_is_chosen_from_the_lengths(place, llama, lengths, 
     uri = place.put("train.jsonl", jsonl([{"text": "very" * length} for length in lengths]))
     data = {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}}
     prepared = place.prepare(llama, data)
-    assert prepared.packing is expected
+    assert prepared.batching is expected
     assert any(note.startswith(f"batching {expected}") for note in prepared.notes)
-    assert place.prepare(llama, data, training={"batching": "Padded"}).packing is Batching.PADDED
+    assert place.prepare(llama, data, training={"batching": "Padded"}).batching is Batching.PADDED
 
 
 def test_packs_are_counted_and_reported(place, llama):
@@ -338,7 +338,7 @@ def test_packs_are_counted_and_reported(place, llama):
     padded, prepared = place.prepare(llama, data), place.prepare(llama, data, training={"batching": "Packed"})
     assert (prepared.dataset_uri, padded.packs) == (padded.dataset_uri, None)
     lengths = place.open(prepared).lengths
-    assert prepared.packing is Batching.PACKED
+    assert prepared.batching is Batching.PACKED
     assert prepared.packs == -(-int(lengths.sum()) // 64)
     assert prepared.training_rows == prepared.packs < prepared.counts.train == 48
     (note,) = (note for note in prepared.notes if note.startswith("batching Packed"))

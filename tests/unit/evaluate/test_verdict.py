@@ -127,7 +127,7 @@ def test_without_a_baseline_the_effect_of_training_is_unknown(report_inputs):
     result = verdict(report_inputs(baseline=False).record)
     assert result.level is Level.UNCOMPARED
     assert result.headline == "Accuracy 87.6 %"
-    assert "No baseline" in result.sentence
+    assert "The base model was not evaluated" in result.sentence
 
 
 @pytest.mark.parametrize(

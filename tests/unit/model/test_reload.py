@@ -180,7 +180,7 @@ def test_differences_that_cancel_out_in_the_mean_are_found(exported) -> None:
     ],
 )
 def test_the_rows_are_from_the_first_held_out_split(counts: SplitCounts, split: str, rows: int) -> None:
-    prepared = PREPARED.model_copy(update={"counts": counts, "packing": Batching.PADDED})
+    prepared = PREPARED.model_copy(update={"counts": counts, "batching": Batching.PADDED})
     sample = choose_sample(prepared, lambda name: Rows(getattr(counts, name)))  # type: ignore[arg-type,return-value]
     assert (sample.split, len(sample.rows)) == (split, rows)
     assert (sample.rows[0], sample.rows[-1]) == (0, getattr(counts, split) - 1)

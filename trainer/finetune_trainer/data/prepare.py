@@ -156,7 +156,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         format=data_format,
         task=task,
         dtype=dtype,
-        packing=batching,
+        batching=batching,
         packs=plan_packs(info.lengths["train"], info.max_length).count if batching is Batching.PACKED else None,
         zero_stage=choice.stage,
         counts=info.counts,
@@ -208,7 +208,7 @@ def _check_dataset(spec: Spec, info: DatasetInfo, plan: WeightPlan, tokenizer: A
     """Raise ModelUnusableError if the model does not know a token of the data, and BadConfigError if there are more
     training examples than the method is made for."""
     _check_tokens(info, plan, tokenizer, spec.model.uri)
-    most, found = METHODS[spec.method.name].most_rows, info.counts.train
+    most, found = METHODS[spec.method.name].max_examples, info.counts.train
     if most is not None and found > most:
         raise BadConfigError(
             f"spec.method.{spec.method.name} must have at most {most:,} training examples, not {found:,}",
@@ -684,7 +684,7 @@ def _added_tokens(tokenizer: Any) -> tuple[str, str]:
 
 
 def choose_batching(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Batching, str]:
-    """The packing that the user set, otherwise the cheaper one, with the reason for the choice."""
+    """The batching that the user set, otherwise the cheaper one, with the reason for the choice."""
     histogram = info.lengths["train"]
     if config.spec.training.batching is Batching.PACKED:
         return Batching.PACKED, _pack_note(histogram, info.max_length)

@@ -160,8 +160,8 @@ def _verdict(record: Evaluation) -> Verdict:
         return Verdict(
             level=Level.UNCOMPARED,
             headline=f"{name} {after}",
-            sentence=f"{name} is {after} {measured}. No baseline was evaluated, so it is unknown whether training "
-            "helped.",
+            sentence=f"{name} is {after} {measured}. The base model was not evaluated, so it is unknown whether "
+            "training helped.",
         )
     before = metric_text(metric, row.baseline)
     level = _level(row, record.paired_test)

@@ -113,7 +113,7 @@ class FineTuningMethod(ABC, Generic[Block]):
     """Whether only the trained parameters are gathered for the export, and the base model stays as it is."""
     saves_memory: ClassVar[bool] = True
     """Whether it is proposed instead of a method whose training does not fit, if it trains fewer parameters."""
-    most_rows: ClassVar[int | None] = None
+    max_examples: ClassVar[int | None] = None
     """Maximum number of training examples. None: no maximum."""
     default_learning_rate: ClassVar[float] = 2e-5
     """Learning rate if `spec.training.learningRate` is absent and a range test finds none. The test covers the rates
@@ -207,7 +207,7 @@ class FineTuningMethod(ABC, Generic[Block]):
         del folder, block, task, steps_per_epoch, total_steps
         return ""
 
-    def complete(self, model: nn.Module, rows: Split, collate: Collate) -> None:
+    def fit_head(self, model: nn.Module, rows: Split, collate: Collate) -> None:
         """Compute parameters that no gradient trains, from the others and the training split. Collective.
 
         Called before each validation and before the export. Draws no random numbers, and leaves the model in the mode

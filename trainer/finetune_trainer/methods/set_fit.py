@@ -4,13 +4,14 @@ is fitted to its embeddings.
 The embedding of a sentence encoder is the mean of its tokens, and the classifiers of transformers read the first token.
 So a layer is added after the last one, with constants in which attention has the same weight for every token:
 
-    query = key = 0, value = 1, output = _SHARE   ->   LayerNorm(_SHARE * mean of the tokens + token)
+    query = key = 0, value = 1, output = _MEAN_WEIGHT   ->   LayerNorm(_MEAN_WEIGHT * mean of the tokens + token)
     feed-forward layers = 0                       ->   LayerNorm of that, which changes nothing
     pooler = _SCALE                               ->   tanh(_SCALE * first token)
 
 The model that is trained, measured and exported is therefore an ordinary classifier of its family, whose embedding is
-the normalized mean of the tokens: `_SHARE` makes the first token, which the layer adds, a hundredth of it. `_SCALE`
-keeps tanh almost linear, and the embedding near the length at which the penalty of scikit-learn's default is used.
+the normalized mean of the tokens: `_MEAN_WEIGHT` makes the first token, which the layer adds, a hundredth of it.
+`_SCALE` keeps tanh almost linear, and the embedding near the length at which the penalty of scikit-learn's default is
+used.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _HEADS = {
 }
 """`model_type` -> names of the layer before tanh and of the last layer. In other families, the layers after attention
 are normalized in another place, scores depend on positions, or another function takes the place of tanh."""
-_SHARE = 100.0
+_MEAN_WEIGHT = 100.0
 _SCALE = 0.25
 _MAX_ITERATIONS = 1000
 _ABSENT = float(np.log(np.finfo(np.float64).eps))
@@ -62,7 +63,7 @@ class SetFitMethod(FineTuningMethod[SetFit]):
     title = "SetFit"
     is_adapter = False
     saves_memory = False  # it trains something else than the methods that it could replace
-    most_rows = 10_000
+    max_examples = 10_000
 
     def parameters(self, sizes: ModelSizes, block: SetFit) -> ParameterCounts:
         """All of the base model, and about one more layer."""
@@ -101,7 +102,7 @@ class SetFitMethod(FineTuningMethod[SetFit]):
         _average_tokens(layer)
         layers.append(layer)
         model.config.num_hidden_layers = len(layers)
-        _fill(pooler, _SCALE)
+        _set_scaled_identity(pooler, _SCALE)
         for module in (layer, pooler, classifier):
             module.requires_grad_(False)
         for module in (*layer.modules(), *_outside_of_body(model)):
@@ -111,7 +112,7 @@ class SetFitMethod(FineTuningMethod[SetFit]):
         result: nn.Module = model
         return result
 
-    def complete(self, model: nn.Module, rows: Split, collate: Collate) -> None:
+    def fit_head(self, model: nn.Module, rows: Split, collate: Collate) -> None:
         """Fit the classifier."""
         import torch
         import torch.distributed as dist
@@ -213,11 +214,11 @@ def _average_tokens(layer: Any) -> None:
         (attention.self.query, 0.0),
         (attention.self.key, 0.0),
         (attention.self.value, 1.0),
-        (attention.output.dense, _SHARE),
+        (attention.output.dense, _MEAN_WEIGHT),
         (layer.intermediate.dense, 0.0),
         (layer.output.dense, 0.0),
     ):
-        _fill(matrix, diagonal)
+        _set_scaled_identity(matrix, diagonal)
     import torch
 
     with torch.no_grad():
@@ -226,7 +227,7 @@ def _average_tokens(layer: Any) -> None:
             norm.bias.zero_()
 
 
-def _fill(linear: Any, diagonal: float) -> None:
+def _set_scaled_identity(linear: Any, diagonal: float) -> None:
     """Make a linear layer multiply by a number."""
     import torch
 

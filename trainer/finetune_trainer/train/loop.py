@@ -68,13 +68,13 @@ class Parts:
     device: torch.device
     task: TrainingTask
     """Rows, loss and its normalization: the job's task, unless the method trains another one."""
-    complete: Callable[[nn.Module], None]
+    fit_head: Callable[[nn.Module], None]
     """Computes the parameters that are not trained, before the model is measured."""
     open_trackers: Callable[[Sequence[dict[str, float]]], RunReports]
     """Starts reporting to the trackers of the spec; its argument is the log so far."""
 
     @property
-    def has_one_loss(self) -> bool:
+    def has_comparable_losses(self) -> bool:
         """Whether the loss of the training can be compared with that of the validation."""
         return self.task is TASKS[self.config.prepared.task]
 
@@ -336,7 +336,7 @@ class TrainingLoop:
         self._loss_since_log.zero_()
         loss = total / (run.step - run.last_logged_step)
         run.last_logged_step = run.step
-        if self.parts.has_one_loss:
+        if self.parts.has_comparable_losses:
             run.loss_watch = run.loss_watch.started_at(loss)
         norms = {} if norm is None else {"grad_norm": norm}
         self._log({"loss": loss, **norms, "learning_rate": rate})
@@ -369,7 +369,7 @@ class TrainingLoop:
         validator, report = self.parts.validator, self.parts.report
         assert validator is not None, "the plan evaluates only where there is a validation split"
         with report.phase("evaluate", "evaluating the validation split"):
-            self.parts.complete(self.module)
+            self.parts.fit_head(self.module)
             metrics = validator.figures(self.engine, self.parts.stop)
         if metrics is None:
             self.is_stopping = self._save_due = True

@@ -172,7 +172,7 @@ class _Attempt:
             try:
                 loop.train()
                 self._restore_best(loop)
-                parts.complete(loop.module)
+                parts.fit_head(loop.module)
                 check_zeros(loop.module, masks)
             except (StoppedError, DivergedError):
                 self._write_log(loop)
@@ -190,7 +190,7 @@ class _Attempt:
         rows, pad_token_id = self._split("train"), load_tokenizer(base).pad_token_id
         method = METHODS[self.config.spec.method.name]
         task, collator = method.training_task(TASKS[prepared.task]), Collator(pad_token_id, prepared.task)
-        is_packed = prepared.packing is Batching.PACKED
+        is_packed = prepared.batching is Batching.PACKED
         return Parts(
             config=self.config,
             plan=plan,
@@ -203,7 +203,7 @@ class _Attempt:
             validator=self._validator(collator, device) if plan.evaluate_every else None,
             device=device,
             task=task,
-            complete=partial(method.complete, rows=rows, collate=collator),
+            fit_head=partial(method.fit_head, rows=rows, collate=collator),
             open_trackers=lambda log: open_reports(self.config, self.store, self.runtime, log, self._warn),
         )
 
@@ -252,9 +252,9 @@ class _Attempt:
 
     def _batches(self, rows: TokenDataset) -> GlobalBatches:
         prepared, batch, seed = self.config.prepared, self.config.batch, self.config.spec.training.seed
-        if prepared.packing is Batching.PACKED:
+        if prepared.batching is Batching.PACKED:
             return PackedBatches(rows.lengths, batch, seed, capacity=rows.info.max_length)
-        is_grouped = prepared.packing is Batching.LENGTH_GROUPED
+        is_grouped = prepared.batching is Batching.LENGTH_GROUPED
         groups = grouping_of(self.config, rows.lengths, prepared.parameters).groups if is_grouped else 1
         return GlobalBatches(rows.lengths, batch, seed, grouped=is_grouped, groups=groups)
 

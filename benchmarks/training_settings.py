@@ -1,15 +1,15 @@
-"""Benchmark what each setting of a language model's training adds: one rung after the other, on the same texts.
+"""Benchmark the settings of a language model's training, one after the other, on the same texts.
 
-Each rung is a training with the product's own stages, on one process with one thread. It has the settings of another
-rung, its base, and one more. Texts, model and tokens per optimizer step are those of packing.py, with a larger
+Each variant is a training with the product's own stages, on one process with one thread. It has the settings of another
+variant, its base, and one more. Texts, model and tokens per optimizer step are those of packing.py, with a larger
 vocabulary, so that the logits are the largest tensor, as in large models. The second of two epochs is measured. The
-loss of held-out texts is compared after the last step, when all rungs have seen the same tokens.
+loss of held-out texts is compared after the last step, when all variants have seen the same tokens.
 
-    python benchmarks/ladder.py [--rounds 1] [--rows 160] [--capacity 256] [--vocabulary 32768]
+    python benchmarks/training_settings.py [--rounds 1] [--rows 160] [--capacity 256] [--vocabulary 32768]
 
-`torch.compile` is no setting of a job: that rung compiles the forward pass in the benchmark, to show whether it would
-pay within a run. LoRA has ten times the learning rate, as its default has. Prints a table and, as the last line, a
-JSON object with the same figures. Memory is the peak of the process, above that of the imports.
+`torch.compile` is no setting of a job: that variant compiles the forward pass in the benchmark, to show whether it
+would pay within a run. LoRA has ten times the learning rate, as its default has. Prints a table and, as the last
+line, a JSON object with the same figures. Memory is the peak of the process, above that of the imports.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Rung:
+class Variant:
     """One setting that is added to those of its base."""
 
     base: str | None = None
@@ -39,15 +39,15 @@ class Rung:
     is_compiled: bool = False
 
 
-RUNGS = {
-    "padded": Rung(training=(("batching", Batching.PADDED.value),)),
-    "grouped": Rung("padded", (("batching", Batching.LENGTH_GROUPED.value),)),
-    "packed": Rung("padded", (("batching", Batching.PACKED.value),)),
-    "packed, chunked loss": Rung("packed", (("chunkedLoss", True),)),
-    "packed, checkpointing": Rung("packed", (("gradientCheckpointing", True),)),
-    "packed, both": Rung("packed, chunked loss", (("gradientCheckpointing", True),)),
-    "packed, LoRA": Rung("packed", (("learningRate", 10 * RATE),), method="lora"),
-    "packed, compiled": Rung("packed", is_compiled=True),
+VARIANTS = {
+    "padded": Variant(training=(("batching", Batching.PADDED.value),)),
+    "grouped": Variant("padded", (("batching", Batching.LENGTH_GROUPED.value),)),
+    "packed": Variant("padded", (("batching", Batching.PACKED.value),)),
+    "packed, chunked loss": Variant("packed", (("chunkedLoss", True),)),
+    "packed, checkpointing": Variant("packed", (("gradientCheckpointing", True),)),
+    "packed, both": Variant("packed, chunked loss", (("gradientCheckpointing", True),)),
+    "packed, LoRA": Variant("packed", (("learningRate", 10 * RATE),), method="lora"),
+    "packed, compiled": Variant("packed", is_compiled=True),
 }
 
 
@@ -60,15 +60,15 @@ class Found:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Return the settings of a rung and of its bases."""
-    rung = RUNGS[name]
-    return (settings_of(rung.base) if rung.base else {}) | dict(rung.training)
+    """Return the settings of a variant and of its bases."""
+    variant = VARIANTS[name]
+    return (settings_of(variant.base) if variant.base else {}) | dict(variant.training)
 
 
 def prepared_config(
     name: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path
 ) -> TrainerConfig:
-    """Run the prepare stage for one rung. A step of packs has about as many tokens as one of examples."""
+    """Run the prepare stage for one variant. A step of packs has about as many tokens as one of examples."""
     label = name.replace(", ", "-").replace(" ", "-")
     spec = {
         "model": {"uri": f"file://{folder / 'model'}"},
@@ -79,7 +79,7 @@ def prepared_config(
             "format": "Text",
             "maxLength": options.capacity,
         },
-        "method": {RUNGS[name].method: {}},
+        "method": {VARIANTS[name].method: {}},
         "training": {
             "epochs": 2,
             "learningRate": RATE,
@@ -106,7 +106,7 @@ def measure(name: str, seed: int, options: argparse.Namespace, settings: Storage
     from finetune_trainer.store.client import ObjectStore
 
     config = prepared_config(name, seed, options, settings, folder)
-    side = COMPILED if RUNGS[name].is_compiled else "ours"
+    side = COMPILED if VARIANTS[name].is_compiled else "ours"
     speed = timed(side, config, folder / f"ranks-{len(list(folder.iterdir()))}")
     log = ObjectStore.connect(settings).get_json(f"{config.run_uri}/training.json")["log"]
     (loss,) = (entry["eval_loss"] for entry in log if "eval_loss" in entry)
@@ -122,12 +122,12 @@ def report(found: dict[str, list[Found]], options: argparse.Namespace) -> None:
         return statistics.median(figure(entry) for entry in found[name])
 
     rows = []
-    for name, rung in RUNGS.items():
-        base = rung.base
+    for name, variant in VARIANTS.items():
+        base = variant.base
         speed = median(name, lambda entry: entry.speed.tokens_per_cpu_second)
         rows.append(
             {
-                "rung": name,
+                "variant": name,
                 "base": base,
                 "tokensPerCpuSecond": round(speed),
                 "speedToBase": base and round(speed / median(base, lambda entry: entry.speed.tokens_per_cpu_second), 2),
@@ -136,21 +136,21 @@ def report(found: dict[str, list[Found]], options: argparse.Namespace) -> None:
                 "heldOutLoss": round(median(name, lambda entry: entry.held_out_loss), 4),
             }
         )
-    print(f"\n{'rung':<22} {'tokens/CPU s':>12} {'to base':>8} {'memory MiB':>11} {'first step s':>13} {'loss':>8}")
+    print(f"\n{'variant':<22} {'tokens/CPU s':>12} {'to base':>8} {'memory MiB':>11} {'first step s':>13} {'loss':>8}")
     for row in rows:
         ratio = "" if row["speedToBase"] is None else f"{row['speedToBase']:.2f}"
         print(
-            f"{row['rung']:<22} {row['tokensPerCpuSecond']:>12} {ratio:>8} {row['memoryMiB']:>11} "
+            f"{row['variant']:<22} {row['tokensPerCpuSecond']:>12} {ratio:>8} {row['memoryMiB']:>11} "
             f"{row['firstStepSeconds']:>13} {row['heldOutLoss']:>8.4f}"
         )
     settings = {"rows": options.rows, "rounds": options.rounds, "vocabulary": options.vocabulary}
-    print(json.dumps({"benchmark": "ladder", **settings, "packTokens": options.capacity, "rungs": rows}))
+    print(json.dumps({"benchmark": "trainingSettings", **settings, "packTokens": options.capacity, "variants": rows}))
 
 
 def main() -> None:
     """Measure and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--rounds", type=int, default=1, help="trainings per rung, each with another seed")
+    parser.add_argument("--rounds", type=int, default=1, help="trainings per variant, each with another seed")
     parser.add_argument("--rows", type=int, default=160, help="texts to train on")
     parser.add_argument("--capacity", type=int, default=256, help="tokens per pack, and per example at most")
     parser.add_argument("--vocabulary", type=int, default=32_768, help="rows of the embedding of the model")
@@ -160,9 +160,9 @@ def main() -> None:
         save_model(folder / "model", texts, rows=options.vocabulary)
         for name, part in (("train", texts[: options.rows]), ("held-out", texts[options.rows :])):
             store.put(f"s3://bench/{name}.jsonl", "\n".join(json.dumps({"text": text}) for text in part).encode())
-        found: dict[str, list[Found]] = {name: [] for name in RUNGS}
+        found: dict[str, list[Found]] = {name: [] for name in VARIANTS}
         for seed in range(1, options.rounds + 1):
-            for name in RUNGS if seed % 2 else reversed(RUNGS):
+            for name in VARIANTS if seed % 2 else reversed(VARIANTS):
                 found[name].append(measure(name, seed, options, settings, folder))
     report(found, options)
 
