@@ -238,6 +238,11 @@ def _set_fit(spec: Spec) -> Iterator[Violation]:
             "must be 0 with spec.method.setFit, which trains on pairs of texts, not "
             f"{spec.training.label_smoothing:g}; remove it",
         )
+    if spec.data.few_shot is not None and spec.data.few_shot.per_class == 1:
+        yield Violation(
+            "spec.data.fewShot.perClass",
+            "must be at least 2 with spec.method.setFit, which needs pairs with the same label, not 1; write 8",
+        )
     if spec.training.overfitting is not None:
         yield Violation(
             "spec.training.overfitting",

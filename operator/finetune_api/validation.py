@@ -249,6 +249,7 @@ _RENAMED = {
     "spec.data.packing": "spec.training.batching",
     "spec.evaluation.baseline": "baseModel",
     "spec.evaluation.baselines": "simpleBaselines",
+    "spec.evaluation.promote.minGainOverBaseline": "minGainOverBaseModel",
     "spec.checkpoint.maxStaleness": "uploadTimeout",
 }
 """Earlier names of fields that are not similar to the present ones."""

@@ -46,7 +46,7 @@ class Method(ApiModel, scope=Scope.RUN):
 
     set_fit: SetFit | None = None
     """SetFit, for few labeled examples: fine-tune a sentence encoder on pairs of texts, then fit a logistic regression
-    to its embeddings. BERT, RoBERTa and XLM-RoBERTa only, and at most 10,000 training examples."""
+    to its embeddings. BERT, RoBERTa and XLM-RoBERTa only, and at most 2,000 training examples."""
 
     @classmethod
     def blocks(cls) -> dict[str, type[MethodBlock]]:

@@ -559,8 +559,10 @@ def in_current_shape(written: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Earlier versions wrote the fields of the run at the top level, next to its number, `run`.
     """
-    if not isinstance(written, Mapping) or not isinstance(written.get("run"), int):
+    if not isinstance(written, Mapping):
         return written
+    if not isinstance(written.get("run"), int):
+        return _with_batching(written)
     names = {str(field.alias) for field in RunStatus.model_fields.values()}
     run = {_RENAMED.get(name, name): value for name, value in written.items() if _RENAMED.get(name, name) in names}
     run["number"] = written["run"]
@@ -573,6 +575,16 @@ def in_current_shape(written: Mapping[str, Any]) -> Mapping[str, Any]:
             run["nextPlan"] = {"nodes": fewer}
     kept = {name: value for name, value in written.items() if name not in {*names, *_RENAMED, *_DROPPED}}
     return {**kept, "run": run}
+
+
+def _with_batching(written: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Rename `run.resolved.packing`: a run must still know which value it has chosen."""
+    run = written.get("run")
+    resolved = run.get("resolved") if isinstance(run, Mapping) else None
+    if not isinstance(run, Mapping) or not isinstance(resolved, Mapping) or "packing" not in resolved:
+        return written
+    kept = {name: value for name, value in resolved.items() if name != "packing"}
+    return {**written, "run": {**run, "resolved": {"batching": resolved["packing"], **kept}}}
 
 
 def _attempt_from_flat(entry: dict[str, Any]) -> dict[str, Any]:

@@ -646,16 +646,17 @@ def test_the_real_smollm2_is_trained_only_on_the_assistants_messages(place, smol
 
 
 def test_setfit_takes_few_texts_and_two_of_them_in_a_row(place, bert):
-    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(10_002)]
+    rows = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(2_002)]
     none = {"validation": {"fraction": 0}, "test": {"fraction": 0}}
     data = {"train": sources(place.put("train.jsonl", jsonl(rows))), **none}
-    with pytest.raises(BadConfigError, match=r"method\.setFit must have at most 10,000 training examples, not 10,002"):
+    with pytest.raises(BadConfigError, match=r"method\.setFit must have at most 2,000 training examples, not 2,002"):
         place.prepare(bert, data, method={"setFit": {}})
     few = data | {"fewShot": {"perClass": 8}}
     pairs, texts = (place.prepare(bert, few, method={name: {}}) for name in ("setFit", "full"))
     assert pairs.counts.train == texts.counts.train == 16
     assert pairs.memory_estimate_bytes > texts.memory_estimate_bytes
     assert any("pairs of texts" in note for note in pairs.notes)
+    assert pairs.batching is Batching.PADDED
 
 
 def test_the_real_minilm_is_measured_and_accepts_512_tokens(place, minilm_folder):

@@ -506,6 +506,11 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         ("spec", job_with("spec.model.vocabulary", {"learn": 5})["spec"] | {"method": {"lora": {}}}, None),
         ("spec.method", {"setFit": {}}, None),
+        (
+            "spec",
+            job_with("spec.data.fewShot", {"perClass": 1})["spec"] | {"method": {"setFit": {}}},
+            "spec.data.fewShot.perClass must be at least 2 with spec.method.setFit, which needs pairs",
+        ),
         *(
             ("spec", job_with(field, value)["spec"] | {"method": {"setFit": {}}}, f"{field} {requirement}")
             for field, value, requirement in (

@@ -1,5 +1,6 @@
 """SetFit: an ordinary classifier averages the tokens of a text, and its last layer is a logistic regression."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 import tiny_models
 from finetune_api.v1alpha1 import Dtype, Task
 from finetune_api.v1alpha1.methods.set_fit import SetFit
-from finetune_trainer.errors import BadConfigError
+from finetune_trainer.errors import BadConfigError, DivergedError
 from finetune_trainer.methods import METHODS
-from finetune_trainer.methods.set_fit import fitted
+from finetune_trainer.methods.set_fit import check_finite, fitted
 from finetune_trainer.model.load import load_model
 from finetune_trainer.tasks import TASKS
 
@@ -94,6 +95,14 @@ def test_the_classifier_has_the_probabilities_of_scikit_learn(present: tuple[int
     expected = np.zeros((len(labels), 4))
     expected[:, present] = LogisticRegression(max_iter=1000).fit(embeddings, labels).predict_proba(embeddings)
     assert logits.softmax(-1).numpy() == pytest.approx(expected, abs=1e-9)
+
+
+def test_embeddings_that_are_not_finite_end_the_training_as_diverged() -> None:
+    embeddings = np.ones((5, 3))
+    embeddings[[1, 4], 2] = math.nan, math.inf
+    with pytest.raises(DivergedError, match="the embeddings of 2 of 5 training texts are not finite") as error:
+        check_finite(embeddings)
+    assert "spec.training.learningRate" in error.value.advice
 
 
 @pytest.mark.parametrize("family", ["distilbert", "albert", "llama"])

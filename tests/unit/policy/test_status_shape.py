@@ -76,6 +76,21 @@ def test_a_status_in_the_flat_shape_of_earlier_versions_is_read_without_loss(rea
     assert Status.read(status.written()) == status
 
 
+def test_values_of_a_run_under_earlier_names_are_read() -> None:
+    written = {
+        "run": {
+            "number": 3,
+            "resolved": {"packing": "LengthGrouped", "zeroStage": 2},
+            "candidates": {"baseline": {"metrics": {"Loss": 2.0}}},
+        }
+    }
+    status = Status.read(written)
+    assert status.run.resolved is not None
+    assert (status.run.resolved.batching, status.run.resolved.zero_stage) == ("LengthGrouped", 2)
+    assert status.metrics_of(CandidateName.BASE_MODEL) == {Metric.LOSS: 2.0}
+    assert job_with(written).status == status
+
+
 HASHES_BEFORE_SCOPES = {
     "plain": ({}, "6422fa64eec59ba7"),
     "all blocks": (

@@ -144,7 +144,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     for text in (*info.remarks, *warnings):
         report.warn(text)
     vocabulary = _vocabulary(extension, base, dataset_uri, longest_allowed(_NO_LIMIT, facts, tokenizer), store, runtime)
-    batching, batching_note = choose_batching(config, info, facts.parameters)
+    batching, batching_note = choose_batching(config, info, facts.parameters, task)
     prepared = Prepared(
         dataset_uri=dataset_uri,
         dataset_digest=digest,
@@ -683,13 +683,15 @@ def _added_tokens(tokenizer: Any) -> tuple[str, str]:
     return (special[0], special[-1]) if special else ("", "")
 
 
-def choose_batching(config: TrainerConfig, info: DatasetInfo, parameters: int) -> tuple[Batching, str]:
+def choose_batching(config: TrainerConfig, info: DatasetInfo, parameters: int, task: Task) -> tuple[Batching, str]:
     """The batching that the user set, otherwise the cheaper one, with the reason for the choice."""
     histogram = info.lengths["train"]
     if config.spec.training.batching is Batching.PACKED:
         return Batching.PACKED, _pack_note(histogram, info.max_length)
     if config.spec.training.batching is not None:
         return config.spec.training.batching, ""
+    if METHODS[config.spec.method.name].training_task(TASKS[task]).texts_per_row > 1:
+        return Batching.PADDED, "batching Padded: rows with several texts cannot be grouped by the length of one"
     lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
     saved = grouping_of(config, lengths, parameters).saved
     if saved <= _MIN_GROUPING_SAVING:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from finetune_api.v1alpha1.methods.set_fit import SetFit
 
-from ..errors import BadConfigError
+from ..errors import BadConfigError, DivergedError
 from ..tasks import TrainingTask
 from ..tasks.base import Collate, Split
 from .base import METHODS, FineTuningMethod, ModelSizes, ParameterCounts
@@ -63,7 +63,7 @@ class SetFitMethod(FineTuningMethod[SetFit]):
     title = "SetFit"
     is_adapter = False
     saves_memory = False  # it trains something else than the methods that it could replace
-    max_examples = 10_000
+    max_examples = 2_000  # each validation computes them all, without looking at a stop request
 
     def parameters(self, sizes: ModelSizes, block: SetFit) -> ParameterCounts:
         """All of the base model, and about one more layer."""
@@ -125,6 +125,7 @@ class SetFitMethod(FineTuningMethod[SetFit]):
 
         def fit() -> None:
             embeddings, labels = _embeddings(trained, classifier, rows, collate)
+            check_finite(embeddings)
             found.copy_(torch.from_numpy(fitted(embeddings, labels, classifier.out_features)))
 
         rank_zero(fit, None)
@@ -136,6 +137,16 @@ class SetFitMethod(FineTuningMethod[SetFit]):
     def merged(self, model: nn.Module, weights: Any, *_: Any) -> Any:
         """What was trained."""
         return model, dict(weights)
+
+
+def check_finite(embeddings: npt.NDArray[np.float64]) -> None:
+    """Raise DivergedError if an embedding, shape (texts, width), has a value that is not a number or infinite."""
+    count = int((~np.isfinite(embeddings).all(axis=1)).sum())
+    if count:
+        raise DivergedError(
+            f"the embeddings of {count:,} of {len(embeddings):,} training texts are not finite",
+            advice="lower spec.training.learningRate, or use spec.model.dtype: Float32",
+        )
 
 
 def fitted(embeddings: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.float64]:

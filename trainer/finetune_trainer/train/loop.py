@@ -363,8 +363,8 @@ class TrainingLoop:
     def _evaluate(self) -> None:
         """Evaluate the validation split and apply the rules that depend on its metrics. Collective.
 
-        A stop request interrupts it. The state is then saved without metrics, and the next attempt starts with this
-        validation.
+        A stop request interrupts the measurement. The state is then saved without metrics, and the next attempt starts
+        with this validation.
         """
         validator, report = self.parts.validator, self.parts.report
         assert validator is not None, "the plan evaluates only where there is a validation split"
