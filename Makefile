@@ -163,7 +163,7 @@ check-vllm: $(VENV)/.ready-test ## Check that vLLM reads exports (13 minutes, 14
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/vllm_check.py $(ARGS)
 
 .PHONY: check-lm-eval
-check-lm-eval: $(VENV)/.ready-test ## Check that lm-eval finds our losses (12 minutes)
+check-lm-eval: $(VENV)/.ready-test ## Check that lm-eval reports the same loss (12 minutes)
 	@PYTHONPATH=tests/support $(BIN)/python benchmarks/lm_eval_check.py $(ARGS)
 
 .PHONY: bench-checkpoints

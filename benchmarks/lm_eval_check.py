@@ -1,4 +1,4 @@
-"""Checks that lm-evaluation-harness finds the loss and perplexity of a run's report.
+"""Checks that lm-evaluation-harness reports the same loss and perplexity as a run's report.
 
     make check-lm-eval [ARGS='--only "tiny"']
 
@@ -53,7 +53,7 @@ class Case:
     spec: dict[str, Any] = field(default_factory=dict)
     tolerance: float = TOLERANCE
     left_out: bool = False
-    """Rows are left out, so that the figures are not those of the run: both must differ. A control."""
+    """Rows are left out, so that the results must differ from the report. A control."""
 
     def job(self, work: Path) -> Path:
         """The file of the job; its data is next to it."""

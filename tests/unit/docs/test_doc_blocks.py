@@ -39,7 +39,7 @@ from finetune_cli.__main__ import app
 from finetune_operator.__main__ import _parser as operator_parser
 from process_support import ROOT
 
-UNCHECKED = frozenset({"buildah", "done", "export", "for", "lm_eval", "wandb"})
+UNCHECKED = frozenset({"buildah", "done", "export", "for", "lm_eval", "pip", "wandb"})
 """Programs and words of shells whose arguments no test checks."""
 
 CHECKED = frozenset({"finetune", "helm", "kubectl", "make", "python"})
@@ -235,6 +235,11 @@ def test_the_index_has_every_page() -> None:
     index = ROOT / "docs/README.md"
     assert {path for path, _ in links(index)} >= set((ROOT / "docs").glob("*.md")) - {index}
     assert index in {path for path, _ in links(ROOT / "README.md")}
+
+
+def test_the_page_installs_the_version_of_lm_eval_that_was_checked() -> None:
+    (pin,) = re.findall(r"^lm-eval\S+$", (ROOT / "requirements/lm-eval.in").read_text(), re.M)
+    assert f"pip install '{pin}'" in (ROOT / "docs/lm-eval.md").read_text()
 
 
 # ---- fields ----------------------------------------------------------------------------------------------------------

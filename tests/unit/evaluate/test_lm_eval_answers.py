@@ -11,7 +11,7 @@ from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.formats import Example
 from finetune_trainer.data.problems import Place
 from finetune_trainer.evaluate import lm_eval_utils
-from finetune_trainer.evaluate.lm_eval import Answer, Texts, UnequalError, answers_of
+from finetune_trainer.evaluate.lm_eval import Answer, RowNotWritableError, Texts, answers_of
 from finetune_trainer.tasks import IGNORED
 from lm_eval_reader import encoded_pair
 from tiny_models import tiny_tokenizer
@@ -109,21 +109,21 @@ def test_the_rows_of_a_divided_text_are_written_or_refused() -> None:
     for row in rows:
         try:
             answers = list(answers_of(row, texts))
-        except UnequalError as error:
+        except RowNotWritableError as error:
             refused.append(str(error))
             continue
         check(row, answers, texts)
         written += 1
     assert written > 3
     assert written + len(refused) == len(rows)
-    assert "the text has other tokens than the row" in refused  # it begins or ends within a character
+    assert "re-encoding the text gives different tokens" in refused  # it begins or ends within a character
 
 
 @pytest.mark.parametrize(("text", "spans"), [("\n fox", []), ("  \nyes", ["yes"])])
 def test_a_prompt_of_white_space_is_refused(text: str, spans: list[str]) -> None:
     texts = Texts(tokenizer := tiny_tokenizer())
     (row,) = rows_of(text, spans, tokenizer)
-    with pytest.raises(UnequalError, match="only white space precedes the answer"):
+    with pytest.raises(RowNotWritableError, match="only white space precedes the answer"):
         list(answers_of(row, texts))
 
 
@@ -131,7 +131,7 @@ def test_a_prompt_that_has_other_tokens_without_its_answer_is_refused() -> None:
     texts = Texts(tokenizer := gpt2_tokenizer())
     (row,) = rows_of("<s>is it good?\n\nyes</s>", ["yes</s>"], tokenizer)
     assert texts.encode(texts.decode(row["input_ids"].tolist())) == row["input_ids"].tolist()
-    with pytest.raises(UnequalError, match="the prompt without the answer has other tokens"):
+    with pytest.raises(RowNotWritableError, match="re-encoding the prompt without the answer gives different tokens"):
         list(answers_of(row, texts))
 
 
@@ -140,7 +140,7 @@ def test_tokens_that_no_text_gives_are_refused() -> None:
     letters = [texts.encode(letter)[0] for letter in " fox"]
     assert texts.encode(" fox") != letters
     row = {"input_ids": np.array([1, *letters]), "labels": np.array([1, *letters])}
-    with pytest.raises(UnequalError, match="other tokens"):
+    with pytest.raises(RowNotWritableError, match="re-encoding the text gives different tokens"):
         list(answers_of(row, texts))
 
 

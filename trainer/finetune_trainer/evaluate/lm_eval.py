@@ -1,7 +1,7 @@
-"""Writes the test split of a run as a task for lm-evaluation-harness, whose figures are those of the run.
+"""Writes the test split of a run as a task for lm-evaluation-harness.
 
-lm-eval reads texts, and the prepared rows are tokens. Each row is decoded, and left out or refused unless the tokens of
-the text are those of the row.
+For the exported model, lm-eval then reports the same loss and perplexity as the run's report. It reads texts, and the
+prepared rows are tokens: each row is decoded, and refused or left out if re-encoding its text gives different tokens.
 """
 
 import json
@@ -34,9 +34,11 @@ from . import lm_eval_utils
 TASK_FILE = "task.yaml"
 UTILS_FILE = "utils.py"
 
-_OTHER_TOKENS = "the text has other tokens than the row"
-_OTHER_PROMPT = "the prompt without the answer has other tokens than in the row"
-_NO_CONTEXT = "only white space precedes the answer, and lm-eval needs another context"
+_OTHER_TOKENS = "re-encoding the text gives different tokens"
+_OTHER_PROMPT = "re-encoding the prompt without the answer gives different tokens"
+_NO_CONTEXT = "only white space precedes the answer, and lm-eval needs text as context"
+_SKIP = "add --skip to leave them out; the results will differ from the report"
+_NONE_LEFT = "choose a run with a larger spec.data.maxLength or, for instructions, with a chat template"
 _SHOWN = 80
 """Characters of a row in a message."""
 
@@ -71,13 +73,13 @@ class Answer:
     """Characters at the start of the prompt that do not end with white space, and have the tokens of the row."""
 
 
-class UnequalError(Exception):
-    """A row cannot be written as text. The message is the reason."""
+class RowNotWritableError(Exception):
+    """A row cannot be written as text for lm-eval. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class WrittenTask:
-    """The files of a task, and what lm-eval will find."""
+    """The files of a task, and the metrics that lm-eval must reproduce."""
 
     name: str
     path: Path
@@ -128,7 +130,7 @@ def write_task(store: ObjectStore, run_uri: str, folder: Path, scratch: Path, *,
     texts = Texts(load_tokenizer(scratch / "tokenizer"))
     rows = TokenDataset.open(store, prepared.dataset_uri, "test", scratch / "cache")
     answers = _Answers(scratch / lm_eval_utils.DATA_FILE, rows, texts)
-    answers.check(skip=skip)
+    answers.check(run_uri, skip=skip)
     written = WrittenTask(
         name=f"{evaluated.job.name}-{run_name(evaluated.run)}",
         path=folder / TASK_FILE,
@@ -164,7 +166,7 @@ class _Answers:
                 row = rows[index]
                 try:
                     found = list(answers_of(row, texts))
-                except UnequalError as error:
+                except RowNotWritableError as error:
                     self.left_out[str(error)] += 1
                     shown = texts.decode(row["input_ids"].tolist())[:_SHOWN]
                     self._first = self._first or f"the first one is row {index}: {shown!r}"
@@ -175,32 +177,37 @@ class _Answers:
                 self.rows += bool(found)
                 self.longest = max(self.longest, len(row["input_ids"]) if found else 0)
 
-    def check(self, *, skip: bool) -> None:
+    def check(self, run_uri: str, *, skip: bool) -> None:
         """Raise BadDataError if rows are left out and `skip` does not allow it, or if no row is left."""
         if self.rows and (skip or not self.left_out):
             return
+        if not self.rows and not self.left_out:
+            raise BadDataError(
+                f"{run_uri}: the test split must have a token that carries loss after the first token of a row",
+                advice="choose a run whose spec.data.test has records with answers or texts of several tokens",
+            )
         total = self.rows + self.left_out.total()
         reasons = "".join(f"\n- {reason}: {count:,} rows" for reason, count in self.left_out.most_common())
+        count = f"{self.left_out.total():,} of {total:,}" if self.rows else f"all {total:,}"
         raise BadDataError(
-            f"{self.left_out.total():,} of {total:,} rows of the test split cannot be written as text:{reasons}\n"
-            f"{self._first}",
-            advice="add --skip to leave them out; lm-eval then finds other figures than the run" if self.rows else "",
+            f"{count} rows of the test split cannot be written as text:{reasons}\n{self._first}",
+            advice=_SKIP if self.rows else _NONE_LEFT,
         )
 
 
 def answers_of(row: Mapping[str, Any], texts: Texts) -> Iterator[Answer]:
     """Yield the answers of a row of a `TokenDataset`, each with everything before it as prompt.
 
-    The first token is never an answer, because a model does not predict it. Raises UnequalError if the tokens of a text
-    are not those of the row.
+    The first token is never an answer, because a model does not predict it. Raises RowNotWritableError if re-encoding a
+    text gives different tokens, or if lm-eval would have no context.
     """
     ids: list[int] = row["input_ids"].tolist()
     for start, end in _spans(np.asarray(row["labels"]) != IGNORED):
         prompt, text = texts.decode(ids[:start]), texts.decode(ids[:end])
         if not text.startswith(prompt) or texts.encode(text) != ids[:end]:
-            raise UnequalError(_OTHER_TOKENS)
+            raise RowNotWritableError(_OTHER_TOKENS)
         if texts.encode(prompt) != ids[:start]:
-            raise UnequalError(_OTHER_PROMPT)
+            raise RowNotWritableError(_OTHER_PROMPT)
         yield Answer(prompt, text[len(prompt) :], end - start, _context(ids[:start], prompt, texts))
 
 
@@ -219,7 +226,7 @@ def _context(ids: list[int], prompt: str, texts: Texts) -> int:
         text = texts.decode(ids[:end])
         if text and not text[-1].isspace() and prompt.startswith(text) and texts.encode(text) == ids[:end]:
             return len(text)
-    raise UnequalError(_NO_CONTEXT)
+    raise RowNotWritableError(_NO_CONTEXT)
 
 
 def _read(store: ObjectStore, layout: RunLayout) -> tuple[PreparedRun, _Evaluated]:
@@ -237,33 +244,45 @@ def _read(store: ObjectStore, layout: RunLayout) -> tuple[PreparedRun, _Evaluate
 
 
 def _figures(record: PreparedRun, evaluated: _Evaluated, uri: str) -> _Figures:
-    """The metrics of the run. Raises BadConfigError if those of lm-eval cannot be equal to them."""
+    """The metrics of the run. Raises BadConfigError if lm-eval cannot reproduce them."""
     prepared = record.prepared
     if prepared.task is not Task.CAUSAL_LM:
-        raise BadConfigError(f"{uri} must have the task {Task.CAUSAL_LM} for lm-eval, and has {prepared.task}")
+        raise BadConfigError(
+            f"{uri}: task must be {Task.CAUSAL_LM} for lm-eval, not {prepared.task}",
+            advice="choose a run of a language model",
+        )
     if evaluated.tuned is None:
-        raise BadConfigError(f"{uri} must have a test split", advice="set spec.data.test, which starts a new run")
+        raise BadConfigError(
+            f"{uri}: the run must have a test split", advice="set spec.data.test in the job, which starts a new run"
+        )
     if prepared.vocabulary is not None:
         raise BadConfigError(
-            f"{uri} must not have spec.model.vocabulary: its losses are per token of the base model's tokenizer, and "
-            "those of lm-eval per token of its own",
+            f"{uri}: spec.model.vocabulary must not be set for lm-eval, because the report's loss is per token of the "
+            "base model's tokenizer, and that of lm-eval per token of the extended one",
+            advice="choose a run without spec.model.vocabulary",
         )
     if evaluated.model.uri != RunLayout(uri).artifact(ArtifactFormat.MERGED):
         raise BadConfigError(
-            f"{uri} must have a complete model, and its evaluation is that of {evaluated.model.uri}",
-            advice=f"add {ArtifactFormat.MERGED} to spec.output.formats of the job, which needs no training",
+            f"{uri}: spec.output.formats must contain {ArtifactFormat.MERGED}, because lm-eval cannot load this "
+            "adapter",
+            advice=f"add {ArtifactFormat.MERGED} (no training needed), or choose another run if the method cannot "
+            "export it",
         )
     return evaluated.tuned
 
 
 def _task(written: WrittenTask, run_uri: str) -> str:
-    found = f"its evaluation found a loss of {written.loss:.6f} and a perplexity of {written.perplexity:.6g}"
     skipped = sum(written.left_out.values())
-    missing = f"# {skipped:,} of {written.rows:,} rows are left out: lm-eval finds other figures.\n" if skipped else ""
+    same = (
+        f"{skipped:,} of {written.rows:,} rows are left out: the results will differ from the report."
+        if skipped
+        else "For the exported model, lm-eval reports the same."
+    )
     return f"""\
 # Test split of {run_uri}.
-# With the exported model, {found}.
-{missing}# The prompts already have the chat template and all special tokens: do not use --apply_chat_template.
+# The run's report has a loss of {written.loss:.6f} and a perplexity of {written.perplexity:.6g}.
+# {same}
+# The prompts already have the chat template and all special tokens: do not use --apply_chat_template.
 task: {json.dumps(written.name)}
 custom_dataset: !function utils.test_split
 test_split: test
