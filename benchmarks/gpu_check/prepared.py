@@ -239,5 +239,5 @@ def training_shape(config: TrainerConfig, facts: ModelFacts, task: Task, length:
         length=length,
         gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
         on_gpus=config.world.gpus,
-        offload=spec.deepspeed.wanted_offload,
+        offload=spec.deepspeed.offload_or_none,
     )

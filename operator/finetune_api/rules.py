@@ -44,7 +44,7 @@ from .v1alpha1.training import SCHEDULE_DEFAULTS, SCHEDULES_WITH
 
 Entry = TypeVar("Entry")
 _MIN_POLL_SECONDS = 60
-_LEAST_GPU_BYTES, _MOST_GPU_BYTES = 2**30, 2**40
+_MIN_GPU_BYTES, _MAX_GPU_BYTES = 2**30, 2**40
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ def _new_tokens_with_lora(spec: Spec) -> Iterator[Violation]:
             "spec.deepspeed.zeroStage",
             f"must be {allowed} {because}, not {spec.deepspeed.zero_stage}; write 2, or remove it",
         )
-    if not {*OFFLOAD_ZERO_STAGES[spec.deepspeed.wanted_offload]} & {*NEW_TOKEN_ZERO_STAGES}:
+    if not {*OFFLOAD_ZERO_STAGES[spec.deepspeed.offload_or_none]} & {*NEW_TOKEN_ZERO_STAGES}:
         yield Violation(
             "spec.deepspeed.offload",
             f"must be None or Optimizer {because}, not {spec.deepspeed.offload}, which needs ZeRO stage 3",
@@ -545,10 +545,10 @@ def _gpu_memory(spec: Spec) -> Iterator[Violation]:
         return
     if spec.workers.gpus_per_node == 0:
         yield Violation(path, "must be absent without GPUs; remove it, or set spec.workers.gpusPerNode")
-    if not _LEAST_GPU_BYTES <= amount(memory) <= _MOST_GPU_BYTES:
+    if not _MIN_GPU_BYTES <= amount(memory) <= _MAX_GPU_BYTES:
         yield Violation(
             path,
-            f"must be the memory of one GPU, from {_LEAST_GPU_BYTES >> 30}Gi to {_MOST_GPU_BYTES >> 40}Ti, not "
+            f"must be the memory of one GPU, from {_MIN_GPU_BYTES >> 30}Gi to {_MAX_GPU_BYTES >> 40}Ti, not "
             f"{memory}; write a quantity such as 80Gi",
         )
 
@@ -600,7 +600,7 @@ def _chunked_loss(spec: Spec) -> Iterator[Violation]:
     task = task_of(spec)
     if task not in (None, Task.CAUSAL_LM, Task.MASKED_LM):
         yield Violation("spec.training.chunkedLoss", f"must be false for {task}, which has few logits; remove it")
-    if spec.deepspeed.zero_stage == 3 or OFFLOAD_ZERO_STAGES[spec.deepspeed.wanted_offload] == (3,):
+    if spec.deepspeed.zero_stage == 3 or OFFLOAD_ZERO_STAGES[spec.deepspeed.offload_or_none] == (3,):
         yield Violation(
             "spec.training.chunkedLoss",
             "must be false with ZeRO stage 3, which keeps only a part of the output layer; remove it, or set "
@@ -965,10 +965,10 @@ def lowest_zero_stage(offload: Offload, dtype: Dtype) -> int:
 def zero_stage(spec: Spec, chosen: int, dtype: Dtype) -> int:
     """Return the ZeRO stage of an attempt: the current value in the spec, else the one chosen by the prepare stage."""
     requested = spec.deepspeed.zero_stage
-    return max(chosen if requested is None else requested, lowest_zero_stage(spec.deepspeed.wanted_offload, dtype))
+    return max(chosen if requested is None else requested, lowest_zero_stage(spec.deepspeed.offload_or_none, dtype))
 
 
-def offload(spec: Spec, chosen: Offload, stage: int) -> Offload:
+def effective_offload(spec: Spec, chosen: Offload, stage: int) -> Offload:
     """Return what an attempt at this ZeRO stage offloads: the current value in the spec, else the one chosen by the
     prepare stage if the stage supports it."""
     if spec.deepspeed.offload is not None:
@@ -984,8 +984,8 @@ def limiting_memory(spec: Spec) -> str | None:
     return None if spec.workers.gpu_memory is None else f"{spec.workers.gpu_memory} per GPU"
 
 
-def memory_settings(spec: Spec) -> str:
-    """Return the settings that determine the memory of an attempt and may be changed within a run."""
+def memory_fingerprint(spec: Spec) -> str:
+    """Return the settings that determine the memory of an attempt and may be changed within a run, as one text."""
     training, workers = spec.training, spec.workers
     values = (
         spec.deepspeed.zero_stage,

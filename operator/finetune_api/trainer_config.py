@@ -143,15 +143,14 @@ class Prepared(Exchanged):
     """Tokens of all sets of `spec.evaluation.regressionSets`."""
     memory_estimate_bytes: int = 0
     """Estimated memory of one training process; with GPUs, that of its GPU."""
-    memory_settings: str = ""
-    """What it was estimated for, as in `rules.memory_settings`."""
+    memory_fingerprint: str = ""
+    """The settings that it was estimated for, from `rules.memory_fingerprint`."""
     host_estimate_bytes: int = 0
     """Estimated host memory of one worker with GPUs. 0: without GPUs, or written by an older trainer."""
     offload: Offload = Offload.NONE
     """What is kept in host memory, if `spec.deepspeed.offload` is absent."""
     micro_batch_limit: int | None = None
-    """Maximum examples per process and forward pass, because more do not fit the memory limit. Absent: all that
-    `batch` of the configuration has do."""
+    """Largest micro-batch that fits in the memory. Absent: the one that `batch` of the configuration has does."""
     micro_batch_memory: str | None = None
     """The memory of the workers or of their GPUs that it was computed for, as in `rules.limiting_memory`."""
     supports_gradient_checkpointing: bool = True

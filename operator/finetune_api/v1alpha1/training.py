@@ -281,7 +281,7 @@ class DeepSpeed(ApiModel, scope=Scope.ATTEMPT):
     """Merged unchanged into the DeepSpeed configuration. Keys that other fields of the job set are rejected."""
 
     @property
-    def wanted_offload(self) -> Offload:
+    def offload_or_none(self) -> Offload:
         """`offload`, or NONE if it is absent; the prepare stage may have chosen another one then."""
         return self.offload or Offload.NONE
 

@@ -3,7 +3,7 @@
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.rules import offload
+from finetune_api.rules import effective_offload
 from finetune_api.trainer_config import Prepared, TrainerConfig
 from finetune_api.v1alpha1 import Offload
 
@@ -28,7 +28,7 @@ def rows(config: TrainerConfig, found: "Forecast") -> list[tuple[str, str]]:
     unit = "packs" if prepared.packs is not None else "examples"
     kind = "GPU" if world.gpus else "process"
     memory = f"{size(prepared.memory_estimate_bytes)} for each {kind}, ZeRO stage {prepared.zero_stage}"
-    kept = offload(spec, prepared.offload, prepared.zero_stage)
+    kept = effective_offload(spec, prepared.offload, prepared.zero_stage)
     if world.gpus and kept is not Offload.NONE:
         memory += f", offload {kept}"
     workers = f"{world.nodes}, with 1 {kind} each"
@@ -134,7 +134,7 @@ def as_json(config: TrainerConfig, found: "Forecast") -> dict[str, Any]:
         "processes": config.world.size,
         "processMemoryBytes": prepared.memory_estimate_bytes,
         "hostMemoryBytes": prepared.host_estimate_bytes,
-        "offload": str(offload(config.spec, prepared.offload, prepared.zero_stage)),
+        "offload": str(effective_offload(config.spec, prepared.offload, prepared.zero_stage)),
         "checkpointBytes": found.checkpoint_bytes,
         "bufferBytes": found.buffer_bytes,
         "evaluationMemoryBytes": found.evaluation_bytes,

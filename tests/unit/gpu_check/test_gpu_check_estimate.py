@@ -13,7 +13,7 @@ from gpu_check.prepared import make_model, trainer_config, training_shape
 
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import Task
-from finetune_trainer.data.prepare import _zero_choice
+from finetune_trainer.data.prepare import _memory_choice
 from finetune_trainer.model.estimate import process_bytes
 from finetune_trainer.model.gpu_estimate import gpu_memory
 from finetune_trainer.model.inspect import inspect_model
@@ -27,10 +27,10 @@ def test_estimates_are_those_of_the_prepare_stage(case: cases.Case, tmp_path: Pa
     for gpu in (False, True):
         config = trainer_config(case, tmp_path, StorageSettings(), gpu=gpu)
         assert config.spec.model.dtype is not None
-        chosen = _zero_choice(config, facts, Task.CAUSAL_LM, config.spec.model.dtype, case.length, ())
+        chosen = _memory_choice(config, facts, Task.CAUSAL_LM, config.spec.model.dtype, case.length, ())
         shape = training_shape(config, facts, Task.CAUSAL_LM, case.length)
         estimate = gpu_memory(shape, chosen.stage).total if gpu else process_bytes(shape, chosen.stage)
-        assert estimate == chosen.bytes
+        assert estimate == chosen.process_bytes
         assert chosen.stage == case.zero
 
 

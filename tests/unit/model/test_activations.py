@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from finetune_trainer.model.activations import GUESS, LAYERS, guess_note, kept_values
+from finetune_trainer.model import activations
+from finetune_trainer.model.activations import LAYERS, UNKNOWN_ARCHITECTURE_FACTOR, guess_note
 from finetune_trainer.model.inspect import ModelFacts, _first, _head_size, _heads, _intermediate_size
 from saved_tensors import saved_bytes
 
@@ -109,7 +110,7 @@ def test_estimated_activations_are_those_that_torch_saves(kind: str, dtype: torc
     auto, sizes = CONFIGS[kind]
     found = measured(kind, auto, sizes, dtype, masked=masked)
     found -= TOKENS * dtype.itemsize * masked + LAYERS[kind].dropouts * HIDDEN * (dtype.itemsize - 1)
-    estimate = kept_values(facts_of(kind, sizes), dtype.itemsize, has_mask=masked)
+    estimate = activations.saved_bytes(facts_of(kind, sizes), dtype.itemsize, has_mask=masked)
     assert estimate == pytest.approx(found, rel=0.1 if kind == "phi3" else 0.01)
 
 
@@ -120,9 +121,9 @@ def test_guessed_activations_are_not_less_than_those_that_torch_saves(kind: str,
     facts = facts_of(kind, sizes)
     found, estimate = (
         measured(kind, auto, sizes, dtype, masked=False),
-        kept_values(facts, dtype.itemsize, has_mask=False),
+        activations.saved_bytes(facts, dtype.itemsize, has_mask=False),
     )
     assert 0.95 * found <= estimate <= 2.2 * found
     assert f"does not know the architecture {kind}" in guess_note(facts)
-    assert f"times {GUESS:g}" in guess_note(facts)
+    assert f"times {UNKNOWN_ARCHITECTURE_FACTOR:g}" in guess_note(facts)
     assert guess_note(replace(facts, model_type="llama")) == ""

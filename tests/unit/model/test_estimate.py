@@ -19,7 +19,7 @@ from finetune_trainer.model.estimate import (
     snapshot_bytes,
 )
 from finetune_trainer.model.inspect import ModelFacts
-from finetune_trainer.model.memory_choice import choose_zero_stage
+from finetune_trainer.model.memory_choice import choose_memory_settings
 
 GIB = 2**30
 BILLION = ModelFacts(
@@ -208,22 +208,22 @@ def test_a_higher_stage_never_needs_more_except_for_gathering(nodes, lora):
     ],
 )
 def test_the_lowest_stage_that_fits_is_chosen_or_two_without_a_limit(limit_gib, dtype, expected):
-    choice = choose_zero_stage(
+    choice = choose_memory_settings(
         shape(dtype=dtype), requested=None, limit=None if limit_gib is None else int(limit_gib * GIB)
     )
     assert choice.stage == expected
-    assert choice.bytes == process_bytes(shape(dtype=dtype), expected)
+    assert choice.process_bytes == process_bytes(shape(dtype=dtype), expected)
     assert f"stage {expected}" in choice.reason
 
 
 def test_the_requested_stage_is_used_without_a_note():
-    choice = choose_zero_stage(shape(), requested=3, limit=64 * GIB)
+    choice = choose_memory_settings(shape(), requested=3, limit=64 * GIB)
     assert (choice.stage, choice.reason) == (3, "")
 
 
 @pytest.mark.parametrize("requested", [0, 1])
 def test_stages_that_do_not_sum_16_bit_gradients_in_32_bit_are_raised_to_two_with_a_note(requested):
-    choice = choose_zero_stage(shape(), requested=requested, limit=None)
+    choice = choose_memory_settings(shape(), requested=requested, limit=None)
     assert choice.stage == 2
     assert "stage 2 is used" in choice.reason
 
@@ -235,13 +235,13 @@ def test_the_largest_micro_batch_that_fits_is_used_if_no_stage_fits(fitting, req
     stages = (0, 1, 2, 3) if requested is None else (requested,)
     needed = {stage: process_bytes(replace(whole, micro_batch=fitting), stage) for stage in stages}
     limit = min(needed.values())
-    choice = choose_zero_stage(whole, requested=requested, limit=limit, may_reduce=True)
+    choice = choose_memory_settings(whole, requested=requested, limit=limit, may_reduce=True)
     assert choice.micro_batch_limit == fitting
-    assert needed[choice.stage] == choice.bytes == limit
+    assert needed[choice.stage] == choice.process_bytes == limit
     assert f"micro-batch {fitting} instead of 12" in choice.reason
     with pytest.raises(BadConfigError, match="micro-batch 12, "):
-        choose_zero_stage(whole, requested=requested, limit=limit)
-    assert choose_zero_stage(whole, requested=requested, limit=None, may_reduce=True).micro_batch_limit is None
+        choose_memory_settings(whole, requested=requested, limit=limit)
+    assert choose_memory_settings(whole, requested=requested, limit=None, may_reduce=True).micro_batch_limit is None
 
 
 @pytest.mark.parametrize(
@@ -268,6 +268,6 @@ def test_a_training_that_cannot_fit_is_rejected_with_the_closest_setting_that_fi
     changes, requested, limit_gib, advice
 ):
     with pytest.raises(BadConfigError, match=f"memory allows {limit_gib}.0 GiB") as caught:
-        choose_zero_stage(shape(**changes), requested=requested, limit=limit_gib * GIB)
+        choose_memory_settings(shape(**changes), requested=requested, limit=limit_gib * GIB)
     assert advice in caught.value.advice
     assert "raise spec.workers.resources.limits.memory to" in caught.value.advice

@@ -11,7 +11,7 @@ from finetune_trainer.methods import METHODS
 from finetune_trainer.model.estimate import TrainingShape
 from finetune_trainer.model.gpu_estimate import gpu_memory, host_bytes
 from finetune_trainer.model.inspect import ModelFacts
-from finetune_trainer.model.memory_choice import ZeroChoice, choose_zero_stage
+from finetune_trainer.model.memory_choice import MemoryChoice, choose_memory_settings
 from published_models import LLAMA3_8B, LLAMA3_70B
 
 GIB = 2**30
@@ -44,10 +44,10 @@ def shape(
     return replace(usual, **changes)
 
 
-def choose(shape: TrainingShape, gib: float | None, **options: Any) -> ZeroChoice:
+def choose(shape: TrainingShape, gib: float | None, **options: Any) -> MemoryChoice:
     limit = None if gib is None else int(gib * GIB)
     defaults: dict[str, Any] = {"requested": None, "offload": None, "may_reduce": True}
-    return choose_zero_stage(shape, limit=limit, **defaults | options)
+    return choose_memory_settings(shape, limit=limit, **defaults | options)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_stage_micro_batch_and_offload_are_chosen_to_fit(
     micro = choice.micro_batch_limit or training.micro_batch
     assert (choice.stage, micro, choice.offload) == expected
     chosen = replace(training, micro_batch=micro, offload=choice.offload)
-    assert choice.bytes == gpu_memory(chosen, choice.stage).total <= gib * GIB
+    assert choice.process_bytes == gpu_memory(chosen, choice.stage).total <= gib * GIB
     assert choice.host_bytes == host_bytes(chosen, choice.stage)
     assert f"ZeRO stage {choice.stage}: the lowest that fits the memory of a GPU" in choice.reason
     if choice.micro_batch_limit is not None:
@@ -86,7 +86,7 @@ def test_stage_micro_batch_and_offload_are_chosen_to_fit(
 def test_without_a_limit_the_choice_is_the_usual_one_and_says_that_nothing_was_compared() -> None:
     choice = choose(shape(), None)
     assert (choice.stage, choice.micro_batch_limit, choice.offload) == (2, None, Offload.NONE)
-    assert choice.bytes == gpu_memory(shape(), 2).total
+    assert choice.process_bytes == gpu_memory(shape(), 2).total
     assert "ZeRO stage 2: spec.workers.gpuMemory sets no limit" in choice.reason
     assert (
         "for each GPU is compared with no limit: set spec.workers.gpuMemory to the memory of one GPU" in choice.reason

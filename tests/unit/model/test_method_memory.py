@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finetune_api.v1alpha1 import Lora, OptimizerName, Task
 from finetune_trainer.methods import METHODS
 from finetune_trainer.methods.counts import ActivationCounts
-from finetune_trainer.model.activations import backward_values, kept_values
+from finetune_trainer.model import activations
 from finetune_trainer.model.estimate import STEP_BYTES
 from finetune_trainer.model.inspect import ModelFacts
 from finetune_trainer.tasks import TASKS
@@ -149,5 +149,6 @@ def test_the_estimate_of_gpus_has_the_recomputed_layer_and_its_gradients(dtype: 
     facts = replace(adapted(Lora())[1], attention_size=64, key_value_size=32, intermediate_size=224)
     two, four = (peak_of_step(32, layers, dtype, recomputed=True) for layers in (2, 4))
     assert (four - two) / 2 == dtype.itemsize * 64
-    estimate = kept_values(facts, dtype.itemsize, has_mask=False) + backward_values(facts, dtype.itemsize)
+    saved = activations.saved_bytes(facts, dtype.itemsize, has_mask=False)
+    estimate = saved + activations.backward_bytes(facts, dtype.itemsize)
     assert 0.75 * estimate <= two - 2 * dtype.itemsize * 64 <= 1.05 * estimate

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.rules import memory_settings
+from finetune_api.rules import memory_fingerprint
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import AttemptPlan
 from finetune_trainer.errors import BadConfigError
@@ -20,7 +20,7 @@ def config(needed: float, memory: str | None = "80Gi", *, gpus: bool = True, **t
         gpus=gpus, workers=workers, prepared={"memory_estimate_bytes": int(needed * GIB)}, training=training
     )
     original = train_config(gpus=gpus, workers=workers).spec
-    prepared = found.prepared.model_copy(update={"memory_settings": memory_settings(original)})
+    prepared = found.prepared.model_copy(update={"memory_fingerprint": memory_fingerprint(original)})
     return found.model_copy(update={"prepared": prepared})
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
-from finetune_api.rules import limiting_memory, memory_settings, task_of, violations
+from finetune_api.rules import limiting_memory, memory_fingerprint, task_of, violations
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import NEW_TOKEN_ZERO_STAGES, QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
 from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
@@ -28,7 +28,7 @@ from ..model.drop_check import check_dropped_layers
 from ..model.estimate import TrainingShape, base_bytes, quantization_note
 from ..model.fetch import ModelFolder, fetch_model, store_copy
 from ..model.inspect import ModelFacts, check_task, inspect_model, tensor_shapes
-from ..model.memory_choice import ZeroChoice, choose_zero_stage
+from ..model.memory_choice import MemoryChoice, choose_memory_settings
 from ..model.pack_check import check_packs
 from ..model.quantize import quantizable
 from ..model.quantize_check import check_quantization
@@ -121,7 +121,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     _check_class(spec, plan, task, length)
     check_quantized_exports(spec, model.path, plan, runtime.scratch)
     quantized = _quantized_base(spec, plan, facts, task, dtype)
-    choice = _zero_choice(config, facts, task, dtype, length + virtual_tokens, quantized.matrices)
+    choice = _memory_choice(config, facts, task, dtype, length + virtual_tokens, quantized.matrices)
     check_evaluation_fits(spec, EvaluationNeeds(facts.parameters, 0, dtype, copies=model_copies(spec)))
     formatter = make_formatter(data_format, spec.data, tokenizer, spec.model.uri)
     _check_prompts(spec, task, formatter, tokenizer, plan)
@@ -168,8 +168,8 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         quantized_bytes=quantized.bytes,
         test_tokens=info.tokens.get("test", 0),
         regression_tokens=regression_tokens,
-        memory_estimate_bytes=choice.bytes,
-        memory_settings=memory_settings(spec),
+        memory_estimate_bytes=choice.process_bytes,
+        memory_fingerprint=memory_fingerprint(spec),
         host_estimate_bytes=choice.host_bytes,
         offload=choice.offload if spec.deepspeed.offload is None else Offload.NONE,
         micro_batch_limit=choice.micro_batch_limit,
@@ -517,14 +517,14 @@ def _quantized_base(spec: Spec, plan: WeightPlan, facts: ModelFacts, task: Task,
     return _QuantizedBase(matrices, quantized, size, note)
 
 
-def _zero_choice(
+def _memory_choice(
     config: TrainerConfig,
     facts: ModelFacts,
     task: Task,
     dtype: Dtype,
     length: int,
     matrices: tuple[tuple[int, int], ...],
-) -> ZeroChoice:
+) -> MemoryChoice:
     """`length` includes the method's virtual tokens, which use as much memory as other tokens; `matrices` are those
     that are quantized."""
     spec = config.spec
@@ -565,7 +565,7 @@ def _zero_choice(
         reduce_elements=reduced,
         gathered_elements=gathered,
     )
-    return choose_zero_stage(
+    return choose_memory_settings(
         shape,
         requested=spec.deepspeed.zero_stage,
         limit=_bytes_of(spec.workers.gpu_memory) if on_gpus else worker_limit,

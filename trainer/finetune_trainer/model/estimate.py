@@ -202,11 +202,16 @@ def _activation_bytes(shape: TrainingShape) -> int:
     layers = shape.facts.layers
     kept = 17 * value * hidden
     held = layers * value * hidden + kept if shape.gradient_checkpointing else layers * kept
-    logits = 12 * tokens * shape.facts.vocabulary if shape.has_token_logits else 0
-    if shape.logits_limit is not None:
-        logits = min(logits, 3 * shape.logits_limit)
     masks = mask_bytes(shape) if shape.is_packed else 0
-    return held + logits + masks + value * method_values(shape, tokens) + shape.activations.flags
+    return held + logits_bytes(shape) + masks + value * method_values(shape, tokens) + shape.activations.flags
+
+
+def logits_bytes(shape: TrainingShape) -> int:
+    """Return the bytes of three 32-bit tensors of logits, which exist at a time in the backward pass of the loss."""
+    if not shape.has_token_logits:
+        return 0
+    logits = 12 * shape.micro_batch * shape.length * shape.facts.vocabulary
+    return logits if shape.logits_limit is None else min(logits, 3 * shape.logits_limit)
 
 
 def dequantized_bytes(shape: TrainingShape) -> int:

@@ -32,6 +32,7 @@ from .estimate import (
     TrainingShape,
     base_bytes,
     dequantized_bytes,
+    logits_bytes,
     mask_bytes,
     method_values,
     model_state,
@@ -137,11 +138,9 @@ def activation_bytes(shape: TrainingShape) -> int:
     facts, value, tokens = shape.facts, value_bytes(shape.dtype), shape.micro_batch * shape.length
     # All rows of a micro-batch have the same length only if there is one of them.
     has_masks = shape.is_packed or shape.micro_batch > 1
-    layer = tokens * activations.kept_values(facts, value, has_mask=has_masks)
-    backward = tokens * activations.backward_values(facts, value)
-    logits = 12 * tokens * facts.vocabulary if shape.has_token_logits else 0
-    if shape.logits_limit is not None:
-        logits = min(logits, 3 * shape.logits_limit)
+    layer = tokens * activations.saved_bytes(facts, value, has_mask=has_masks)
+    backward = tokens * activations.backward_bytes(facts, value)
+    logits = logits_bytes(shape)
     if shape.gradient_checkpointing:
         held = facts.layers * value * tokens * facts.hidden_size + max(layer + backward, logits)
     else:

@@ -19,11 +19,11 @@ _GPU_FIELD, _WORKER_FIELD = "spec.workers.gpuMemory", "spec.workers.resources.li
 
 
 @dataclass(frozen=True)
-class ZeroChoice:
+class MemoryChoice:
     """The ZeRO stage, micro-batch size and offloading of a run, the reason for them, and the estimated memory."""
 
     stage: int
-    bytes: int
+    process_bytes: int
     """Memory of one training process; with GPUs, that of its GPU."""
     reason: str
     micro_batch_limit: int | None = None
@@ -43,7 +43,7 @@ class _Limits:
     """Of one worker with GPUs."""
 
 
-def choose_zero_stage(
+def choose_memory_settings(
     shape: TrainingShape,
     *,
     requested: int | None,
@@ -51,7 +51,7 @@ def choose_zero_stage(
     host_limit: int | None = None,
     offload: Offload | None = Offload.NONE,
     may_reduce: bool = False,
-) -> ZeroChoice:
+) -> MemoryChoice:
     """Return the requested stage, else the lowest that fits `limit` in bytes, else 2 if there is no limit.
 
     `limit` is the memory of a worker or, with GPUs, of one GPU; `host_limit` is then that of a worker. The stage is
@@ -74,7 +74,7 @@ def choose_zero_stage(
     if fitting is None:
         raise _refusal(*_closest(possible, limits), limits)
     chosen, stage = fitting
-    return ZeroChoice(
+    return MemoryChoice(
         stage,
         gpu_memory(chosen, stage).total if shape.on_gpus else process_bytes(chosen, stage),
         "; ".join(_reasons(shape, chosen, stage, requested, offload, limits)),

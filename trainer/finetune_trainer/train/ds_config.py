@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_api.rules import offload, zero_stage
+from finetune_api.rules import effective_offload, zero_stage
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Dtype, Offload
 
@@ -17,7 +17,7 @@ def deepspeed_config(config: PreparedConfig) -> dict[str, Any]:
     """
     prepared = config.prepared
     stage = zero_stage(config.spec, prepared.zero_stage, prepared.dtype)
-    kept = offload(config.spec, prepared.offload, stage)
+    kept = effective_offload(config.spec, prepared.offload, stage)
     zero = _zero(stage, prepared.parameters, gpus=config.world.gpus)
     own: dict[str, Any] = {
         "train_batch_size": config.batch.global_size,

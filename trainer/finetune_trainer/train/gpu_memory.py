@@ -1,6 +1,6 @@
 """Compares the memory of the GPUs of an attempt with `spec.workers.gpuMemory` and the estimate. Pure."""
 
-from finetune_api.rules import memory_settings
+from finetune_api.rules import memory_fingerprint
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1.quantities import amount
 
@@ -41,7 +41,7 @@ def check_gpu_memory(config: PreparedConfig, present: int) -> str:
 def _is_estimated(config: PreparedConfig) -> bool:
     """Whether the estimate of the prepare stage is for the settings of this attempt."""
     limits = (config.plan.micro_batch_limit if config.plan else None, config.prepared.micro_batch_limit)
-    return config.prepared.memory_settings == memory_settings(config.spec) and limits[0] in (None, limits[1])
+    return config.prepared.memory_fingerprint == memory_fingerprint(config.spec) and limits[0] in (None, limits[1])
 
 
 def _gib(size: int) -> str:
