@@ -55,3 +55,8 @@ def amount(quantity: str) -> float:
         return float(number + suffix)
     except ValueError:
         raise ValueError(f"{quantity!r} must be a quantity, such as 500m, 0.5, 2 or 64Gi") from None
+
+
+def gib(size_bytes: float) -> str:
+    """Format a size for a message: `68719476736` -> `64.0 GiB`."""
+    return f"{size_bytes / 2**30:.1f} GiB"

@@ -494,7 +494,7 @@ def test_weights_with_other_names_are_rejected_before_any_data_is_read(place, be
 
 def test_a_job_that_cannot_fit_is_rejected_before_anything_is_written(place, bert):
     uri = place.put("train.jsonl", jsonl(classified()))
-    with pytest.raises(BadConfigError, match=r"allows 0\.5 GiB") as caught:
+    with pytest.raises(BadConfigError, match=r"limits\.memory must be at least .*, not 512Mi;") as caught:
         place.prepare(bert, {"train": sources(uri)}, workers={"resources": {"limits": {"memory": "512Mi"}}})
     assert "raise spec.workers.resources.limits.memory to 2Gi" in caught.value.advice
     assert list(place.store.list(f"{place.uri}/out/datasets/")) == []
@@ -535,8 +535,11 @@ def test_settings_that_fit_the_memory_of_a_gpu_are_chosen(place, llama):
 
     unlimited = prepared(limits={"memory": "512Mi"})
     assert (unlimited.zero_stage, unlimited.micro_batch_limit, unlimited.offload) == (2, None, Offload.NONE)
-    assert any("is compared with no limit: set spec.workers.gpuMemory" in note for note in unlimited.notes)
-    assert any("host memory, more than spec.workers.resources.limits.memory allows" in note for note in unlimited.notes)
+    assert any("not checked; set it to the memory of one GPU" in note for note in unlimited.notes)
+    assert any(
+        "host memory, more than spec.workers.resources.limits.memory allows; raise it to" in note
+        for note in unlimited.notes
+    )
     limit = unlimited.memory_estimate_bytes - 1
     limited = prepared(limit)
     assert limited.memory_estimate_bytes <= limit
@@ -548,13 +551,13 @@ def test_settings_that_fit_the_memory_of_a_gpu_are_chosen(place, llama):
     offloaded = prepared(small)
     assert (offloaded.zero_stage, offloaded.offload) == (2, Offload.OPTIMIZER)
     assert any("offload Optimizer: nothing else fits" in note for note in offloaded.notes)
-    with pytest.raises(BadConfigError, match=r"micro-batch 1, .*, but spec\.workers\.gpuMemory allows 1\.") as caught:
+    with pytest.raises(BadConfigError, match=r"gpuMemory must be at least .* micro-batch 1, .*, not 1352Mi;") as caught:
         prepared(small, "None")
     assert "set spec.deepspeed.offload: Optimizer" in caught.value.advice
-    with pytest.raises(BadConfigError, match=r"on the host of each worker .* allows 0\.5 GiB"):
+    with pytest.raises(BadConfigError, match=r"must be at least .*, not 512Mi; .* on the host of each worker"):
         prepared(small, limits={"memory": "512Mi"})
     with pytest.raises(
-        BadConfigError, match=r"offload Optimizer, .*micro-batch 1, .*, but spec\.workers\.gpuMemory allows"
+        BadConfigError, match=r"gpuMemory must be at least .* offload Optimizer, .*micro-batch 1, .*, not 1343Mi;"
     ):
         prepared(CONTEXT_BYTES)
 

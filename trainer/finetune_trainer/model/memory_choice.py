@@ -7,6 +7,7 @@ from math import gcd
 from finetune_api.rules import lowest_zero_stage
 from finetune_api.support import OFFLOAD_ZERO_STAGES
 from finetune_api.v1alpha1 import Offload
+from finetune_api.v1alpha1.quantities import gib
 
 from ..errors import BadConfigError
 from ..tasks.base import LOSS_CHUNK_BYTES
@@ -134,30 +135,31 @@ def _reasons(
     if offload is None and chosen.offload is not Offload.NONE:
         yield (
             f"offload {chosen.offload}: nothing else fits the memory of a GPU; a worker needs about "
-            f"{_gib(host_bytes(chosen, stage))} of host memory"
+            f"{gib(host_bytes(chosen, stage))} of host memory"
         )
     lowest = lowest_zero_stage(chosen.offload, shape.dtype)
+    is_default = False
     if requested is not None and requested < lowest:
-        yield (
-            f"ZeRO stage {requested} does not accumulate gradients of {shape.dtype} in 32 bit; stage {lowest} is used"
-        )
+        yield f"ZeRO stage {requested} does not accumulate gradients of {shape.dtype} in 32 bit; stage {lowest} is used"
     elif requested is None and limits.memory is not None:
         needed = gpu_memory(chosen, stage).total if shape.on_gpus else process_bytes(chosen, stage)
-        yield (f"ZeRO stage {stage}: the lowest that fits {limit} ({_gib(needed)} estimated of {_gib(limits.memory)})")
+        yield f"ZeRO stage {stage}: the lowest that fits {limit} ({gib(needed)} estimated of {gib(limits.memory)})"
     elif requested is None and chosen.offload is Offload.OPTIMIZER_AND_PARAMETERS:
         yield f"ZeRO stage {stage}: spec.deepspeed.offload {chosen.offload} needs it"
     elif requested is None and not shape.on_gpus:
-        yield f"ZeRO stage {stage}: {_WORKER_FIELD} sets no limit"
-    elif requested is None:
-        yield f"ZeRO stage {stage}: {_GPU_FIELD} sets no limit"
-    if not _fits_host(chosen, stage, limits):
-        yield (
-            f"a worker needs about {_gib(host_bytes(chosen, stage))} of host memory, more than {_WORKER_FIELD} allows"
-        )
+        yield f"ZeRO stage {stage}: the default, because {_WORKER_FIELD} is absent"
+    else:
+        is_default = requested is None
     if shape.on_gpus and limits.memory is None:
+        absent = f"because {_GPU_FIELD} is absent"
+        estimated = f"estimated: {gib(gpu_memory(chosen, stage).total)} per GPU, not checked"
+        yield f"ZeRO stage {stage}: the default, {absent}; {estimated}" if is_default else f"{estimated}, {absent}"
+        yield "set it to the memory of one GPU, such as 80Gi"
+    if not _fits_host(chosen, stage, limits):
+        needed = host_bytes(chosen, stage)
         yield (
-            f"the estimate of {_gib(gpu_memory(chosen, stage).total)} for each GPU is compared with no limit: set "
-            f"{_GPU_FIELD} to the memory of one GPU, such as 80Gi"
+            f"a worker needs about {gib(needed)} of host memory, more than {_WORKER_FIELD} allows; raise it to "
+            f"{_whole_gib(needed)}Gi"
         )
 
 
@@ -184,7 +186,7 @@ def _refusal(shape: TrainingShape, stage: int, limits: _Limits) -> BadConfigErro
         assert limits.host is not None
         limit = limits.host
     needed = host_bytes(shape, stage) if is_host else _needed(shape, stage)
-    whole = -(-needed // _GIB)
+    whole = _whole_gib(needed)
     ways = _settings_that_fit(shape, stage, limits)
     if shape.on_gpus and not is_host:
         ways.append(f"use GPUs of at least {whole}Gi, and set {_GPU_FIELD} to their memory")
@@ -192,10 +194,11 @@ def _refusal(shape: TrainingShape, stage: int, limits: _Limits) -> BadConfigErro
     else:
         ways.append(f"raise {_WORKER_FIELD} to {whole}Gi")
         place, field = "the host of each worker" if is_host else "each worker", _WORKER_FIELD
-    kept = "" if shape.offload is Offload.NONE else f"offload {shape.offload}, "
+    offload = "" if shape.offload is Offload.NONE else f"offload {shape.offload}, "
     return BadConfigError(
-        f"training needs about {_gib(needed)} on {place} (ZeRO stage {stage}, {kept}{shape.dtype}, micro-batch "
-        f"{shape.micro_batch}, {shape.length} tokens, world size {shape.world}), but {field} allows {_gib(limit)}",
+        f"{field} must be at least {whole}Gi for ZeRO stage {stage}, {offload}{shape.dtype}, micro-batch "
+        f"{shape.micro_batch}, {shape.length} tokens and world size {shape.world}, not {_quantity(limit)}; training "
+        f"needs about {gib(needed)} on {place}",
         advice="; or ".join(ways),
     )
 
@@ -259,5 +262,9 @@ def _nodes_that_fit(shape: TrainingShape, stage: int, limits: _Limits) -> int | 
     return None
 
 
-def _gib(amount: int) -> str:
-    return f"{amount / _GIB:.1f} GiB"
+def _whole_gib(size: int) -> int:
+    return -(-size // _GIB)
+
+
+def _quantity(size: int) -> str:
+    return f"{size // _GIB}Gi" if size % _GIB == 0 else f"{size >> 20}Mi"

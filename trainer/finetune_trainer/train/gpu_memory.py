@@ -2,9 +2,11 @@
 
 from finetune_api.rules import memory_fingerprint
 from finetune_api.trainer_config import PreparedConfig
-from finetune_api.v1alpha1.quantities import amount
+from finetune_api.v1alpha1.quantities import amount, gib
 
 from ..errors import BadConfigError
+
+_FIELD = "spec.workers.gpuMemory"
 
 _EQUAL = 0.98
 """A GPU whose memory is at least this share of the declared one is not reported: the driver keeps some of it."""
@@ -20,29 +22,26 @@ def check_gpu_memory(config: PreparedConfig, present: int) -> str:
     if not config.world.gpus or declared is None:
         return ""
     is_smaller, needed = present < amount(declared), config.prepared.memory_estimate_bytes
-    found = f"a GPU of this job has {_gib(present)}, but spec.workers.gpuMemory is {declared}"
     if _is_estimated(config) and needed > min(present, amount(declared)):
-        texts = (found, f"training needs about {_gib(needed)} on each GPU")
         if is_smaller:
             raise BadConfigError(
-                ", and ".join(texts),
-                advice="select nodes with such GPUs by spec.workers.nodeSelector; or set spec.workers.gpuMemory: "
-                f"{present >> 20}Mi and change spec.runNonce, so that settings that fit are chosen",
+                f"{_FIELD} must be at most {present >> 20}Mi, the memory of the smallest GPU of this job, not "
+                f"{declared}; training needs about {gib(needed)} on each GPU",
+                advice="set spec.workers.nodeSelector to nodes with larger GPUs; or set "
+                f"{_FIELD}: {present >> 20}Mi and change spec.runNonce, so that settings that fit are chosen",
             )
         raise BadConfigError(
-            f"{texts[1]}, but spec.workers.gpuMemory is {declared} since the settings were chosen",
+            f"{_FIELD} must be at least {-(-needed // 2**30)}Gi for the settings of this run, not {declared} (it was "
+            "changed after the prepare stage)",
             advice="change spec.runNonce, so that settings that fit are chosen; or set spec.training.microBatchSize, "
             "spec.deepspeed.zeroStage or spec.deepspeed.offload",
         )
-    is_reported = is_smaller and present < _EQUAL * amount(declared)
-    return f"{found}; the memory of the training was planned for that" if is_reported else ""
+    if not is_smaller or present >= _EQUAL * amount(declared):
+        return ""
+    return f"the smallest GPU of this job has {gib(present)}; the estimate assumed {declared} ({_FIELD})"
 
 
 def _is_estimated(config: PreparedConfig) -> bool:
     """Whether the estimate of the prepare stage is for the settings of this attempt."""
     limits = (config.plan.micro_batch_limit if config.plan else None, config.prepared.micro_batch_limit)
     return config.prepared.memory_fingerprint == memory_fingerprint(config.spec) and limits[0] in (None, limits[1])
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
