@@ -138,8 +138,8 @@ class AttemptPlan(StatusModel):
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] | None = None
     """Forward passes per optimizer step."""
     micro_batch_limit: Annotated[int, Field(ge=1)] | None = None
-    """Maximum examples per process and forward pass: what fits the memory limit of the workers, or less if a restart
-    rule lowered it, which applies until the spec changes. Absent: no maximum."""
+    """Largest micro-batch that fits in the memory of the workers or their GPUs, or a smaller one if a restart rule
+    lowered it, which applies until the spec changes. Absent: no maximum."""
     reason: Annotated[str, Field(max_length=256)] = ""
     """Why the plan differs from the spec. Empty: it does not."""
 
@@ -290,15 +290,15 @@ class ResolvedStatus(StatusModel):
     zero_stage: int | None = None
     """ZeRO stage of the last training attempt."""
     offload: str = ""
-    """State in host memory that was chosen because `deepspeed.offload` is absent and nothing else fits the GPUs. Empty:
-    none was chosen."""
+    """Offload that was chosen because `deepspeed.offload` is absent and training does not fit in the GPUs without it.
+    Empty: none was chosen."""
     learning_rate: float | None = None
     """Peak learning rate that was chosen because `training.learningRate` is absent."""
     micro_batch_size: int | None = None
     """Examples per process and forward pass."""
     micro_batch_limit: int | None = None
-    """Maximum of it if `training.microBatchSize` is absent: more do not fit the memory limit of the workers, or their
-    GPUs. Absent: no maximum."""
+    """Largest micro-batch that fits in the memory of the workers or their GPUs, if `training.microBatchSize` is absent.
+    Absent: no maximum."""
     micro_batch_memory: str | None = None
     """The memory of the workers or of their GPUs that the maximum was computed for. It does not apply to another
     one."""

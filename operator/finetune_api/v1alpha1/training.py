@@ -274,8 +274,8 @@ class DeepSpeed(ApiModel, scope=Scope.ATTEMPT):
 
     offload: Offload | None = None
     """Optimizer: moments and 32-bit weights are kept in host memory and updated on the CPU. Needs zeroStage 1 or more;
-    OptimizerAndParameters needs 3. No effect without GPUs. Absent: None, or with `workers.gpuMemory` the first with
-    which the training fits if nothing else does."""
+    OptimizerAndParameters needs 3. No effect without GPUs. Absent: None. With `workers.gpuMemory`: the first value
+    with which training fits, tried after ZeRO stage and micro-batch."""
 
     config: Annotated[Annotated[dict[str, Any], Field(max_length=64)] | None, Scope.RUN] = None
     """Merged unchanged into the DeepSpeed configuration. Keys that other fields of the job set are rejected."""

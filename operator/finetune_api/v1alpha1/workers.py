@@ -93,8 +93,8 @@ class WorkerCount(ApiModel, scope=Scope.ATTEMPT):
 
     gpu_memory: Quantity | None = None
     """Memory of one GPU, such as 80Gi or, as `nvidia-smi` shows it, 81559Mi. ZeRO stage, micro-batch and offload are
-    chosen so that the training fits it, and a job that cannot fit is rejected before it starts. It selects no nodes;
-    use `nodeSelector`. Absent: the memory of GPUs is estimated, but not compared with a limit."""
+    chosen so that the training fits in it, and training that cannot fit in it is refused before it starts. It selects
+    no nodes; use `nodeSelector`. Absent: the memory of GPUs is estimated, but not compared with a limit."""
 
 
 # Fields of the last base class come first in the CRD.
