@@ -44,6 +44,7 @@ from .v1alpha1.training import SCHEDULE_DEFAULTS, SCHEDULES_WITH
 
 Entry = TypeVar("Entry")
 _MIN_POLL_SECONDS = 60
+_PER_GPU = " per GPU"
 _MIN_GPU_BYTES, _MAX_GPU_BYTES = 2**30, 2**40
 
 
@@ -981,7 +982,16 @@ def limiting_memory(spec: Spec) -> str | None:
     if spec.workers.gpus_per_node == 0:
         return spec.workers.resources.limits.get("memory")
     # An amount alone would be the same for a worker without GPUs.
-    return None if spec.workers.gpu_memory is None else f"{spec.workers.gpu_memory} per GPU"
+    return None if spec.workers.gpu_memory is None else f"{spec.workers.gpu_memory}{_PER_GPU}"
+
+
+def limits_micro_batch(spec: Spec, computed_for: str | None) -> bool:
+    """Return whether a maximum of the micro-batch that was computed for a `limiting_memory` still applies: if the
+    present one is of the same kind, and not larger."""
+    present = limiting_memory(spec)
+    if present is None or computed_for is None or present.endswith(_PER_GPU) != computed_for.endswith(_PER_GPU):
+        return False
+    return amount(present.removesuffix(_PER_GPU)) <= amount(computed_for.removesuffix(_PER_GPU))
 
 
 def memory_fingerprint(spec: Spec) -> str:

@@ -1,7 +1,7 @@
 """The FineTuneJob object."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field
 
@@ -17,7 +17,7 @@ from .scope import Scope
 from .stages import Stages
 from .status import MAX_HISTORY, Status
 from .tracking import Tracking
-from .training import DeepSpeed, Training
+from .training import DeepSpeed, Offload, Training
 from .workers import Budget, Restart, Workers
 
 
@@ -107,6 +107,15 @@ class Spec(ApiModel):
         Scope.RUN,
     ] = None
     """Free text. A changed value starts a new run even if nothing else changed."""
+
+    def without_fixed_defaults(self) -> Self:
+        """Without an `offload` of None, which stored jobs of earlier versions have instead of no value.
+
+        With `workers.gpuMemory`, which they lack, no value lets the prepare stage choose, and None does not.
+        """
+        if self.workers.gpu_memory is not None or self.deepspeed.offload is not Offload.NONE:
+            return self
+        return self.model_copy(update={"deepspeed": self.deepspeed.model_copy(update={"offload": None})})
 
 
 class Metadata(ApiModel):

@@ -284,7 +284,3 @@ class DeepSpeed(ApiModel, scope=Scope.ATTEMPT):
     def offload_or_none(self) -> Offload:
         """`offload`, or NONE if it is absent; the prepare stage may have chosen another one then."""
         return self.offload or Offload.NONE
-
-    def without_fixed_defaults(self) -> Self:
-        """Without an `offload` of NONE, which is what stored jobs of earlier versions have instead of no value."""
-        return self.model_copy(update={"offload": None}) if self.offload is Offload.NONE else self

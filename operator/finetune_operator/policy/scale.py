@@ -4,7 +4,7 @@ from datetime import datetime
 
 from finetune_api.clock import time_after
 from finetune_api.constants import Stage
-from finetune_api.rules import divides_batch, limiting_memory
+from finetune_api.rules import divides_batch, limits_micro_batch
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Spec, Status
 from finetune_api.v1alpha1.quantities import seconds
 from finetune_api.v1alpha1.workers import DEFAULT_START_TIMEOUT
@@ -48,12 +48,12 @@ def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> A
 def micro_batch_limit(spec: Spec, status: Status) -> int | None:
     """Return the micro-batch size that the prepare stage has found to fit the memory, if the spec has none.
 
-    None if the memory of the workers or of their GPUs has been changed.
+    None if the memory of the workers or of their GPUs is larger now.
     """
     resolved = status.run.resolved
     if resolved is None or spec.training.micro_batch_size is not None:
         return None
-    return resolved.micro_batch_limit if limiting_memory(spec) == resolved.micro_batch_memory else None
+    return resolved.micro_batch_limit if limits_micro_batch(spec, resolved.micro_batch_memory) else None
 
 
 def with_batch(status: Status, spec: Spec) -> Status:

@@ -73,6 +73,19 @@ CHANGES: list[tuple[dict[str, Any], set[Scope]]] = [
 ]
 
 
+GPUS = {"gpusPerNode": 1, "gpuMemory": "80Gi"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [({"gpusPerNode": 1}, set()), (GPUS, {Scope.ATTEMPT})],
+    ids=["not chosen, as in stored jobs of earlier versions", "chosen if it is absent"],
+)
+def test_no_offload_is_a_change_only_where_one_may_be_chosen(workers: dict[str, Any], expected: set[Scope]) -> None:
+    written = spec_of(workers=workers, deepspeed={"offload": "None"})
+    assert changed_scopes(spec_of(workers=workers), written) == expected
+
+
 @pytest.mark.parametrize(("change", "expected"), CHANGES, ids=[str(change) for change, _ in CHANGES])
 def test_a_change_affects_only_the_hash_of_its_scope(change: dict[str, Any], expected: set[Scope]) -> None:
     assert changed_scopes(spec_of(), spec_of(**change)) == expected

@@ -7,11 +7,11 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from finetune_api.v1alpha1 import Task
+from finetune_api.v1alpha1 import Dtype, Task
 from finetune_trainer.data.formats import Example
 from finetune_trainer.data.problems import Place
 from finetune_trainer.evaluate import lm_eval_utils
-from finetune_trainer.evaluate.lm_eval import Answer, RowNotWritableError, Texts, answers_of
+from finetune_trainer.evaluate.lm_eval import Answer, RowNotWritableError, Texts, answers_of, model_dtype
 from finetune_trainer.tasks import IGNORED
 from lm_eval_reader import encoded_pair
 from tiny_models import tiny_tokenizer
@@ -150,3 +150,17 @@ def test_loss_and_perplexity_are_those_of_all_tokens() -> None:
     items = [lm_eval_utils.process_results(doc, each)["loss"] for doc, each in zip(docs, results, strict=True)]
     assert items == [(-6.0, 3), (-4.0, 1)]
     assert lm_eval_utils.loss(items) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"dtype": "float16"}, "float16"),
+        ({"torch_dtype": "float32"}, "float32"),
+        ({}, "bfloat16"),
+        ({"dtype": "float32,trust_remote_code=True"}, "bfloat16"),
+    ],
+)
+def test_the_type_is_that_of_the_exported_model(config: dict[str, str], expected: str) -> None:
+    """A GPU without BFloat16 has trained it in Float16."""
+    assert model_dtype(config, Dtype.BFLOAT16) == expected

@@ -111,6 +111,7 @@ def test_the_next_attempt_has_all_workers_unless_the_last_one_lacked_some(
         (8, 4, "8Gi", 4, (8, 1)),
         (None, None, None, 4, (8, 1)),
         (None, 4, "4Gi", 4, (8, 1)),  # it has been raised since
+        (None, 4, "16Gi", 4, (4, 2)),  # it has been lowered since
     ],
 )
 def test_an_absent_micro_batch_size_is_at_most_what_the_prepare_stage_found_to_fit(
@@ -131,7 +132,9 @@ def test_an_absent_micro_batch_size_is_at_most_what_the_prepare_stage_found_to_f
     ("workers", "computed_for", "micro"),
     [
         ({"gpusPerNode": 2, "gpuMemory": "80Gi"}, "80Gi per GPU", 2),
-        ({"gpusPerNode": 2, "gpuMemory": "40Gi"}, "80Gi per GPU", 4),
+        ({"gpusPerNode": 2, "gpuMemory": "81920Mi"}, "80Gi per GPU", 2),
+        ({"gpusPerNode": 2, "gpuMemory": "40Gi"}, "80Gi per GPU", 2),  # not more than in a larger one
+        ({"gpusPerNode": 2, "gpuMemory": "96Gi"}, "80Gi per GPU", 4),
         ({"gpusPerNode": 2}, "80Gi per GPU", 4),
         # Memory of workers without GPUs, which they had before.
         ({"gpusPerNode": 2, "gpuMemory": "80Gi", "resources": {"limits": {"memory": "80Gi"}}}, "80Gi", 4),

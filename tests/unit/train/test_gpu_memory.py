@@ -63,6 +63,16 @@ def test_a_memory_that_is_declared_too_late_ends_a_training_that_does_not_fit_it
     assert check_gpu_memory(reduced, 96 * GIB) == ""
 
 
+def test_an_estimate_for_a_smaller_micro_batch_is_not_compared() -> None:
+    """The memory was raised after the prepare stage, so that its maximum does not apply anymore."""
+    found = config(70)
+    limited = found.prepared.model_copy(update={"micro_batch_limit": found.batch.micro_size})
+    with pytest.raises(BadConfigError, match="at most 40960Mi"):
+        check_gpu_memory(found.model_copy(update={"prepared": limited}), 40 * GIB)
+    smaller = limited.model_copy(update={"micro_batch_limit": found.batch.micro_size - 1})
+    assert "the estimate assumed 80Gi" in check_gpu_memory(found.model_copy(update={"prepared": smaller}), 40 * GIB)
+
+
 def test_an_estimate_for_other_settings_is_not_compared() -> None:
     """The spec was corrected after the prepare stage."""
     edited = config(70, microBatchSize=1)

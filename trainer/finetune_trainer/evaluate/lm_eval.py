@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from finetune_api.run_layout import RunLayout, run_name
 from finetune_api.trainer_config import Exchanged, JobRef
-from finetune_api.v1alpha1 import ArtifactFormat, Metric, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Metric, Task
 
 from ..data.shards import TokenDataset
 from ..errors import BadConfigError, BadDataError, ObjectMissingError, StorageProtocolError
@@ -131,6 +131,7 @@ def write_task(store: ObjectStore, run_uri: str, folder: Path, scratch: Path, *,
     rows = TokenDataset.open(store, prepared.dataset_uri, "test", scratch / "cache")
     answers = _Answers(scratch / lm_eval_utils.DATA_FILE, rows, texts)
     answers.check(run_uri, skip=skip)
+    dtype = model_dtype(store.get_json(f"{uri}/config.json"), prepared.dtype)
     written = WrittenTask(
         name=f"{evaluated.job.name}-{run_name(evaluated.run)}",
         path=folder / TASK_FILE,
@@ -138,9 +139,7 @@ def write_task(store: ObjectStore, run_uri: str, folder: Path, scratch: Path, *,
         rows=answers.rows + answers.left_out.total(),
         left_out=dict(answers.left_out),
         model_uri=uri,
-        model_args=(
-            f"dtype={prepared.dtype.lower()},softmax_dtype=float32,add_bos_token=False,max_length={answers.longest}"
-        ),
+        model_args=f"dtype={dtype},softmax_dtype=float32,add_bos_token=False,max_length={answers.longest}",
         loss=figures.metrics[Metric.LOSS],
         tokens=figures.tokens,
     )
@@ -149,6 +148,16 @@ def write_task(store: ObjectStore, run_uri: str, folder: Path, scratch: Path, *,
     shutil.copyfile(lm_eval_utils.__file__, folder / UTILS_FILE)
     written.path.write_text(_task(written, run_uri), encoding="utf-8")
     return written
+
+
+def model_dtype(config: Mapping[str, Any], chosen: Dtype) -> str:
+    """Return the type of an exported model by its `config.json`, as torch names it.
+
+    It differs from the one that the prepare stage has chosen if a GPU could not compute that. Without a type in the
+    file, it is the chosen one.
+    """
+    written = config.get("dtype") or config.get("torch_dtype")
+    return str(written) if written in {dtype.lower() for dtype in Dtype} else chosen.lower()
 
 
 class _Answers:

@@ -43,5 +43,8 @@ def check_gpu_memory(config: PreparedConfig, present: int) -> str:
 
 def _is_estimated(config: PreparedConfig) -> bool:
     """Whether the estimate of the prepare stage is for the settings of this attempt."""
-    limits = (config.plan.micro_batch_limit if config.plan else None, config.prepared.micro_batch_limit)
-    return config.prepared.memory_fingerprint == memory_fingerprint(config.spec) and limits[0] in (None, limits[1])
+    fitting = config.prepared.micro_batch_limit
+    if fitting is not None and config.batch.micro_size > fitting:
+        return False
+    planned = config.plan.micro_batch_limit if config.plan else None
+    return config.prepared.memory_fingerprint == memory_fingerprint(config.spec) and planned in (None, fitting)

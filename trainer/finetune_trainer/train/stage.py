@@ -14,7 +14,7 @@ from torch import nn
 from transformers import set_seed
 
 from finetune_api.progress import TrainResult
-from finetune_api.rules import limiting_memory
+from finetune_api.rules import limiting_memory, limits_micro_batch
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Batching, Dtype
 
@@ -96,7 +96,7 @@ def _check_micro_batch(config: PreparedConfig) -> None:
     limit, memory = prepared.micro_batch_limit, limiting_memory(spec)
     if spec.training.micro_batch_size is not None or limit is None:
         return
-    if memory == prepared.micro_batch_memory and config.batch.micro_size > limit:
+    if limits_micro_batch(spec, prepared.micro_batch_memory) and config.batch.micro_size > limit:
         field = "gpuMemory" if config.world.gpus else "resources.limits.memory"
         raise BadConfigError(
             f"the micro-batch must be at most {limit} to fit spec.workers.{field} {memory}, not "
