@@ -173,11 +173,21 @@ def list_own_processes(config: Path) -> int:
     def field(status: str, name: str) -> str:
         return next(line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
 
+    def settled(folder: Path) -> str:
+        """A forked child has the name of this process until it has run, which can take a while on a busy machine."""
+        own, until = field(Path("/proc/self/status").read_text(), "Name"), time.monotonic() + 10
+        while True:
+            status = (folder / "status").read_text()
+            is_new = field(status, "PPid") == str(os.getpid()) and field(status, "Name") == own
+            if not is_new or time.monotonic() > until:
+                return status
+            time.sleep(0.01)
+
     def show() -> None:
         print(f"session {os.getsid(0)}")
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                status = (folder / "status").read_text()
+                status = settled(folder)
             except OSError:
                 continue  # it has just ended
             if field(status, "PPid") == str(os.getpid()):
