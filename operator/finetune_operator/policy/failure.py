@@ -60,8 +60,10 @@ def detect_disruption(child: ObservedAttempt) -> FailureStatus | None:
 
     It must be recorded while it exists: when the pods have ended, they may be removed without a trace of the cause.
     """
-    if child.failing or child.deleting or child.suspended:
-        return None  # the deletion of pods is a consequence of the failure or the stop
+    if child.deleting or child.suspended:
+        return None  # the deletion of pods is a consequence of the stop
+    if child.failing:
+        return _missing_pod(child)
     pod = next((pod for pod in child.pods if pod.due_at), None)
     if pod is None:
         return None
@@ -72,6 +74,25 @@ def detect_disruption(child: ObservedAttempt) -> FailureStatus | None:
         pod=pod.name,
         node=pod.node,
         message=f"{pod.name} was {'evicted' if pod.disrupted else 'deleted'}, so the other pods are stopped",
+        advice=_NO_ACTION,
+    )
+
+
+def _missing_pod(child: ObservedAttempt) -> FailureStatus | None:
+    """Return the pod whose deletion made the Job fail, if it is gone while others are still being stopped.
+
+    Those are deleted too, as a consequence. A pod that failed by itself is kept, and is then the cause.
+    """
+    exits = {pod.exit_code for pod in child.pods if pod.exit_code}
+    gone = _deleted(child)
+    if not child.pods or not gone or not exits <= _BYSTANDER_EXITS:
+        return None
+    return FailureStatus(
+        failure_class="PodDeleted",
+        stage=str(child.stage),
+        attempt=child.attempt,
+        pod=gone,
+        message=f"{gone} was deleted, so the other pods are stopped",
         advice=_NO_ACTION,
     )
 

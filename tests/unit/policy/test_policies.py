@@ -480,8 +480,23 @@ def test_a_deleted_pod_is_named_even_if_all_pods_are_deleted_when_the_attempt_is
         "node-a",
     )
     assert (judged.run.attempts[-1].outcome, judged.run.attempts[-1].reason) == (Outcome.DISRUPTION, "PodDeleted")
-    assert failure.detect_disruption(make_stage(pods=(going,), failing=True)) is None
+    assert failure.detect_disruption(make_stage(pods=(make_pod(0), going), expected_pods=2, failing=True)) is None
     assert failure.detect_disruption(make_stage(pods=(going,), deleting=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("pods", "found"),
+    [
+        ((make_pod(0, due_at=STAMP),), "example-r1-train-a1-1"),
+        ((make_pod(0, exit_code=143, due_at=STAMP),), "example-r1-train-a1-1"),
+        ((make_pod(0, exit_code=80),), ""),  # it failed by itself
+        ((), ""),  # which one was deleted first is unknown
+    ],
+)
+def test_a_deleted_pod_that_is_gone_is_named_while_the_others_are_stopped(pods: Any, found: str) -> None:
+    """An operator that is slow may see it only then."""
+    detected = failure.detect_disruption(make_stage(pods=pods, expected_pods=2, failing=True))
+    assert (detected.pod if detected else "") == found
 
 
 def test_an_observation_of_another_attempt_is_not_the_cause_of_this_one() -> None:
