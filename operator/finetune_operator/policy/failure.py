@@ -81,11 +81,13 @@ def detect_disruption(child: ObservedAttempt) -> FailureStatus | None:
 def _missing_pod(child: ObservedAttempt) -> FailureStatus | None:
     """Return the pod whose deletion made the Job fail, if it is gone while others are still being stopped.
 
-    Those are deleted too, as a consequence. A pod that failed by itself is kept, and is then the cause.
+    Those are deleted too, as a consequence, so the first one is known only while it is the only one that is missing. A
+    pod that failed by itself is kept, and is then the cause.
     """
     exits = {pod.exit_code for pod in child.pods if pod.exit_code}
+    has_failed = any(pod.phase == "Failed" and not pod.due_at for pod in child.pods)
     gone = _deleted(child)
-    if not child.pods or not gone or not exits <= _BYSTANDER_EXITS:
+    if not child.pods or len(child.pods) != child.expected_pods - 1 or has_failed or not exits <= _BYSTANDER_EXITS:
         return None
     return FailureStatus(
         failure_class="PodDeleted",

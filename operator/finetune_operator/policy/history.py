@@ -198,9 +198,16 @@ def _with_child(status: Status, child: ObservedAttempt, progress: Progress | Non
         status = _replace(status, known)
     if child.active:
         detected = failure.detect_disruption(child)
-        status = status if detected is None else status.with_run(failure=detected)
+        if detected is not None and not (child.failing and _is_explained(status, child)):
+            status = status.with_run(failure=detected)
         return _with_progress(status, known, progress)
     return _with_end(status, known, child, now)
+
+
+def _is_explained(status: Status, child: ObservedAttempt) -> bool:
+    """Whether a disruption of this attempt was detected before."""
+    found = status.run.failure
+    return found is not None and (found.stage, found.attempt) == (child.stage, child.attempt)
 
 
 def _with_queue(attempt: AttemptStatus, child: ObservedAttempt, now: str) -> AttemptStatus:

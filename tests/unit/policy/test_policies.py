@@ -490,6 +490,7 @@ def test_a_deleted_pod_is_named_even_if_all_pods_are_deleted_when_the_attempt_is
         ((make_pod(0, due_at=STAMP),), "example-r1-train-a1-1"),
         ((make_pod(0, exit_code=143, due_at=STAMP),), "example-r1-train-a1-1"),
         ((make_pod(0, exit_code=80),), ""),  # it failed by itself
+        ((make_pod(0, phase="Failed"),), ""),  # so did this one, for example because of an init container
         ((), ""),  # which one was deleted first is unknown
     ],
 )
@@ -497,6 +498,16 @@ def test_a_deleted_pod_that_is_gone_is_named_while_the_others_are_stopped(pods: 
     """An operator that is slow may see it only then."""
     detected = failure.detect_disruption(make_stage(pods=pods, expected_pods=2, failing=True))
     assert (detected.pod if detected else "") == found
+
+
+def test_what_was_seen_first_remains_the_cause_while_the_other_pods_are_stopped() -> None:
+    drained = make_pod(1, due_at=STAMP, disrupted=True, node="node-a")
+    seen = folded(Observed((PREPARED, make_stage(pods=(make_pod(0), drained), expected_pods=2))))
+    stopping = make_stage(pods=(make_pod(0, due_at=STAMP),), expected_pods=2, failing=True)
+    later = folded(Observed((PREPARED, stopping)), seen)
+    assert later.run.failure == seen.run.failure
+    assert later.run.failure is not None
+    assert (later.run.failure.failure_class, later.run.failure.node) == ("Disrupted", "node-a")
 
 
 def test_an_observation_of_another_attempt_is_not_the_cause_of_this_one() -> None:
