@@ -32,6 +32,8 @@ from finetune_api.v1alpha1 import Batching
 EXAMPLES = 16
 """Examples per optimizer step."""
 VOCABULARY = 2048
+RATE = 1e-3
+"""Learning rate."""
 TRL = "TRL"
 SIDES: tuple[str, ...] = (Batching.PACKED, Batching.LENGTH_GROUPED, Batching.PADDED)
 
@@ -89,9 +91,17 @@ def save_model(folder: Path, texts: list[str], rows: int | None = None) -> None:
 
 
 def prepared_config(
-    side: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path
+    label: str,
+    training: dict[str, Any],
+    seed: int,
+    options: argparse.Namespace,
+    settings: StorageSettings,
+    folder: Path,
+    *,
+    method: str = "full",
 ) -> TrainerConfig:
-    """Run the prepare stage for one side. A step of packs has as many tokens as one of examples."""
+    """Run the prepare stage for a training that is called `label`. A step of packs has as many tokens as one of
+    examples."""
     spec = {
         "model": {"uri": f"file://{folder / 'model'}"},
         "data": {
@@ -101,19 +111,20 @@ def prepared_config(
             "format": "Text",
             "maxLength": options.capacity,
         },
+        "method": {method: {}},
         "training": {
-            "batching": Batching.PACKED if side == TRL else side,
             "epochs": 2,
-            "learningRate": 1e-3,
+            "learningRate": RATE,
             "learningRateSchedule": "Constant",
             "seed": seed,
             "gradientCheckpointing": False,
+            **training,
         },
         "evaluation": {"everySteps": NEVER},
         "checkpoint": {"everySteps": NEVER},
-        "output": {"uri": f"s3://bench/{side}-{seed}"},
+        "output": {"uri": f"s3://bench/{label}-{seed}"},
     }
-    config = prepared(training_config(spec, settings, batch=EXAMPLES), folder / f"{side}-{seed}")
+    config = prepared(training_config(spec, settings, batch=EXAMPLES), folder / f"{label}-{seed}")
     found = config.prepared
     assert found is not None
     batch = config.batch
@@ -134,17 +145,32 @@ def efficiency(config: TrainerConfig, store: Any) -> float | None:
     return sum(length * count for length, count in lengths.items()) / (prepared.packs * capacity)
 
 
+def held_out_loss(config: TrainerConfig, store: Any) -> float:
+    """Return the loss of the only validation of a training, at its end."""
+    log = store.get_json(f"{config.run_uri}/training.json")["log"]
+    (loss,) = (entry["eval_loss"] for entry in log if "eval_loss" in entry)
+    return float(loss)
+
+
+def upload_texts(store: Any, folder: Path, options: argparse.Namespace, vocabulary: int | None = None) -> None:
+    """Save the model of `vocabulary` rows, and upload `options.rows` texts to train on and a quarter as many others."""
+    texts = [row["text"] for row in documents("mixed", options.rows + options.rows // 4)]
+    save_model(folder / "model", texts, rows=vocabulary)
+    for name, part in (("train", texts[: options.rows]), ("held-out", texts[options.rows :])):
+        store.put(f"s3://bench/{name}.jsonl", "\n".join(json.dumps({"text": text}) for text in part).encode())
+
+
 def measure(side: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> Found:
     """Run one training."""
     from finetune_trainer.store.client import ObjectStore
 
-    config = prepared_config(side, seed, options, settings, folder)
+    batching = Batching.PACKED if side == TRL else side
+    config = prepared_config(side, {"batching": batching}, seed, options, settings, folder)
     if side == TRL:
         return measure_trl(config, seed, folder)
     speed = timed("ours", config, folder / f"ranks-{side}-{seed}")
     store = ObjectStore.connect(settings)
-    log = store.get_json(f"{config.run_uri}/training.json")["log"]
-    (loss,) = (entry["eval_loss"] for entry in log if "eval_loss" in entry)
+    loss = held_out_loss(config, store)
     print(f"  round {seed}, {side}: {speed.tokens_per_second:.0f} tokens/s, held-out loss {loss:.4f}", flush=True)
     return Found(speed.tokens_per_second, speed.tokens_per_cpu_second, loss, efficiency(config, store))
 
@@ -204,10 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     sides = (*SIDES, TRL) if options.trl else SIDES
     with bench_storage() as (folder, settings, store):
-        texts = [row["text"] for row in documents("mixed", options.rows + options.rows // 4)]
-        save_model(folder / "model", texts)
-        for name, part in (("train", texts[: options.rows]), ("held-out", texts[options.rows :])):
-            store.put(f"s3://bench/{name}.jsonl", "\n".join(json.dumps({"text": text}) for text in part).encode())
+        upload_texts(store, folder, options)
         found: dict[str, list[Found]] = {side: [] for side in sides}
         for seed in range(1, options.rounds + 1):
             for side in sides if seed % 2 else sides[::-1]:

@@ -19,14 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packing import EXAMPLES, save_model
-from small_trainings import NEVER, bench_storage, prepared, training_config
-from training_speed import COMPILED, Timed, documents, timed
+from packing import RATE, held_out_loss, prepared_config, upload_texts
+from small_trainings import bench_storage
+from training_speed import COMPILED, Timed, timed
 
-from finetune_api.trainer_config import BatchPlan, StorageSettings, TrainerConfig
+from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import Batching
-
-RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -65,51 +63,15 @@ def settings_of(name: str) -> dict[str, Any]:
     return (settings_of(variant.base) if variant.base else {}) | dict(variant.training)
 
 
-def prepared_config(
-    name: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path
-) -> TrainerConfig:
-    """Run the prepare stage for one variant. A step of packs has about as many tokens as one of examples."""
-    label = name.replace(", ", "-").replace(" ", "-")
-    spec = {
-        "model": {"uri": f"file://{folder / 'model'}"},
-        "data": {
-            "train": [{"uri": "s3://bench/train.jsonl"}],
-            "validation": {"sources": [{"uri": "s3://bench/held-out.jsonl"}]},
-            "test": {"fraction": 0.0},
-            "format": "Text",
-            "maxLength": options.capacity,
-        },
-        "method": {VARIANTS[name].method: {}},
-        "training": {
-            "epochs": 2,
-            "learningRate": RATE,
-            "learningRateSchedule": "Constant",
-            "seed": seed,
-            "gradientCheckpointing": False,
-            **settings_of(name),
-        },
-        "evaluation": {"everySteps": NEVER},
-        "checkpoint": {"everySteps": NEVER},
-        "output": {"uri": f"s3://bench/{label}-{seed}"},
-    }
-    config = prepared(training_config(spec, settings, batch=EXAMPLES), folder / f"{label}-{seed}")
-    found = config.prepared
-    assert found is not None
-    if found.packs is None:
-        return config
-    size = max(1, round(EXAMPLES * found.packs / found.counts.train))
-    return config.model_copy(update={"batch": BatchPlan(global_size=size, micro_size=size, accumulation=1)})
-
-
 def measure(name: str, seed: int, options: argparse.Namespace, settings: StorageSettings, folder: Path) -> Found:
     """Run one training."""
     from finetune_trainer.store.client import ObjectStore
 
-    config = prepared_config(name, seed, options, settings, folder)
-    side = COMPILED if VARIANTS[name].is_compiled else "ours"
-    speed = timed(side, config, folder / f"ranks-{len(list(folder.iterdir()))}")
-    log = ObjectStore.connect(settings).get_json(f"{config.run_uri}/training.json")["log"]
-    (loss,) = (entry["eval_loss"] for entry in log if "eval_loss" in entry)
+    label, variant = name.replace(", ", "-").replace(" ", "-"), VARIANTS[name]
+    config = prepared_config(label, settings_of(name), seed, options, settings, folder, method=variant.method)
+    side = COMPILED if variant.is_compiled else "ours"
+    speed = timed(side, config, folder / f"ranks-{label}-{seed}")
+    loss = held_out_loss(config, ObjectStore.connect(settings))
     rate = round(speed.tokens_per_cpu_second)
     print(f"  round {seed}, {name}: {rate} tokens per CPU second, loss {loss:.4f}", flush=True)
     return Found(speed, loss)
@@ -156,10 +118,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=32_768, help="rows of the embedding of the model")
     options = parser.parse_args()
     with bench_storage() as (folder, settings, store):
-        texts = [row["text"] for row in documents("mixed", options.rows + options.rows // 4)]
-        save_model(folder / "model", texts, rows=options.vocabulary)
-        for name, part in (("train", texts[: options.rows]), ("held-out", texts[options.rows :])):
-            store.put(f"s3://bench/{name}.jsonl", "\n".join(json.dumps({"text": text}) for text in part).encode())
+        upload_texts(store, folder, options, options.vocabulary)
         found: dict[str, list[Found]] = {name: [] for name in VARIANTS}
         for seed in range(1, options.rounds + 1):
             for name in VARIANTS if seed % 2 else reversed(VARIANTS):
