@@ -16,6 +16,8 @@ import argparse
 import json
 import random
 import statistics
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ def question_files(store: Any, seed: int) -> tuple[str, str]:
     for address, rows in zip(addresses, (questions[cut:], questions[:cut]), strict=True):
         store.put(address, demo_assets.as_jsonl(rows))
     return addresses
+
+
+ConfigOf = Callable[[str, int, tuple[str, str], StorageSettings, argparse.Namespace], TrainerConfig]
+"""Side, seed, files, storage and options -> the configuration of a job."""
 
 
 def config_of(
@@ -77,7 +83,7 @@ def config_of(
 
 
 def measure(config: TrainerConfig, store: Any, folder: Path, *, linear: bool) -> dict[str, float]:
-    """Prepare and train, or fit the linear baseline. Returns held-out accuracy, training rows and seconds."""
+    """Prepare and train, or fit the linear baseline. Returns held-out accuracy and training rows."""
     from finetune_trainer.data.info import read_dataset_info
     from finetune_trainer.data.shards import TokenDataset
     from finetune_trainer.evaluate.baselines import BASELINES
@@ -97,6 +103,31 @@ def measure(config: TrainerConfig, store: Any, folder: Path, *, linear: bool) ->
     log = store.get_json(f"{config.run_uri}/training.json")["log"]
     last = next(entry for entry in reversed(log) if "eval_accuracy" in entry)
     return found | {"accuracy": last["eval_accuracy"], "loss": last["eval_loss"]}
+
+
+def measured(
+    sides: Sequence[str], config_of: ConfigOf, key: dict[str, Any], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measure each side with each seed, unless the file of results has it. Return all results with the settings `key`,
+    in the order of their measurement."""
+    with bench_storage() as (folder, settings, store):
+        results = options.results or folder / "results.jsonl"
+        kept = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+        found = [row for row in kept if row.items() >= key.items() and row["seed"] <= options.seeds]
+        for seed in range(1, options.seeds + 1):
+            files = question_files(store, seed)
+            for side in sides:
+                if any((row["side"], row["seed"]) == (side, seed) for row in found):
+                    continue
+                config, started = config_of(side, seed, files, settings, options), time.perf_counter()
+                row = {"side": side, "seed": seed, **key}
+                row |= measure(config, store, folder / f"{side}-{seed}", linear=side == LINEAR)
+                row["seconds"] = time.perf_counter() - started
+                print(f"  seed {seed}, {side}: accuracy {row['accuracy']:.1%}", flush=True)
+                found.append(row)
+                with results.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    return found
 
 
 def report(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -129,22 +160,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file of results; default: none is kept")
     options = parser.parse_args()
     key = {"perClass": options.per_class, "steps": options.steps}
-    with bench_storage() as (folder, settings, store):
-        results = options.results or folder / "results.jsonl"
-        kept = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-        found = [row for row in kept if row.items() >= key.items() and row["seed"] <= options.seeds]
-        for seed in range(1, options.seeds + 1):
-            files = question_files(store, seed)
-            for side in (LINEAR, *SIDES):
-                if any((row["side"], row["seed"]) == (side, seed) for row in found):
-                    continue
-                config = config_of(side, seed, files, settings, options)
-                row = {"side": side, "seed": seed, **key}
-                row |= measure(config, store, folder / f"{side}-{seed}", linear=side == LINEAR)
-                print(f"  seed {seed}, {side}: accuracy {row['accuracy']:.1%}", flush=True)
-                found.append(row)
-                with results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+    found = measured((LINEAR, *SIDES), config_of, key, options)
     report(found, options)
 
 

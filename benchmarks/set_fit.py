@@ -15,12 +15,11 @@ error.
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
-from augmentation import LINEAR, measure, question_files
-from small_trainings import NEVER, bench_storage, minilm, training_config
+from augmentation import LINEAR, measured
+from small_trainings import NEVER, minilm, training_config
 
 from finetune_api.trainer_config import StorageSettings, TrainerConfig
 
@@ -92,23 +91,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file of results; default: none is kept")
     options = parser.parse_args()
     key = {"perClass": options.per_class, "steps": options.steps, "rate": options.rate}
-    with bench_storage() as (folder, settings, store):
-        results = options.results or folder / "results.jsonl"
-        kept = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-        found = [row for row in kept if row.items() >= key.items() and row["seed"] <= options.seeds]
-        for seed in range(1, options.seeds + 1):
-            files = question_files(store, seed)
-            for side in (LINEAR, *RATES):
-                if any((row["side"], row["seed"]) == (side, seed) for row in found):
-                    continue
-                config, started = config_of(side, seed, files, settings, options), time.perf_counter()
-                row = {"side": side, "seed": seed, **key}
-                row |= measure(config, store, folder / f"{side}-{seed}", linear=side == LINEAR)
-                row["seconds"] = time.perf_counter() - started
-                print(f"  seed {seed}, {side}: accuracy {row['accuracy']:.1%}", flush=True)
-                found.append(row)
-                with results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+    found = measured((LINEAR, *RATES), config_of, key, options)
     report(found, options)
 
 
