@@ -76,7 +76,7 @@ class LiveDisplay:
         view = snapshot(job, progress, utc_now())
         self._curve.add(view.figures.step, view.figures.loss)
         if view.last_end and view.phase is Phase.RESTARTING:
-            self._print_once(view.last_end, "yellow")
+            self._print_once(view.last_end.text, "yellow")
         for warning in view.warnings:
             self._print_once(f"warning: {warning}", "yellow")
         self._live.update(frame(view, self._curve, self._spinner))

@@ -1,6 +1,6 @@
 """A snapshot of what displays show, from the status of a job and the progress of rank 0. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -41,6 +41,16 @@ class CheckpointView:
 
 
 @dataclass(frozen=True)
+class AttemptEnd:
+    """End of an attempt. Two of one attempt are equal: the pod is only known until the run succeeds."""
+
+    stage: str
+    attempt: int
+    text: str = field(compare=False)
+    """Such as `attempt 1 ended: Signal9 in <pod>`."""
+
+
+@dataclass(frozen=True)
 class View:
     """The state of a run at one time."""
 
@@ -62,8 +72,8 @@ class View:
     warnings: tuple[str, ...]
     notice: str
     """Message of the Ready condition, such as when the next attempt starts."""
-    last_end: str
-    """How the last ended attempt ended: `attempt 1 ended: Signal9 in <pod>`. Empty if none has ended with a reason."""
+    last_end: AttemptEnd | None
+    """End of the last attempt that ended with a reason."""
     elapsed_seconds: float
 
 
@@ -144,12 +154,13 @@ def _notice(status: Status) -> str:
     return ready.message if ready and not ready.message.startswith("attempt ") else ""
 
 
-def _last_end(status: Status) -> str:
+def _last_end(status: Status) -> AttemptEnd | None:
     ended = next((attempt for attempt in reversed(status.run.attempts) if attempt.reason), None)
     if ended is None:
-        return ""
+        return None
     pod = status.run.failure.pod if status.run.failure else ""
-    return f"attempt {ended.number} ended: {ended.reason}{f' in {pod}' if pod else ''}"
+    text = f"attempt {ended.number} ended: {ended.reason}{f' in {pod}' if pod else ''}"
+    return AttemptEnd(ended.stage, ended.number, text)
 
 
 def _elapsed(status: Status, now: datetime) -> float:

@@ -161,12 +161,24 @@ def test_the_plain_display_shows_a_killed_worker_and_the_resume() -> None:
         "train: checkpoint of step 180 committed",
         "train: validation loss 0.61, accuracy 84.2 %",
         "train: training",
-        "train: step 182 of 296 (61 %), epoch 4.9, loss 0.4123, 2,140 tokens/s, 24 s left",
+        "train: step 182 of 296, loss 0.4123, 2,140 tokens/s, 24 s left",
         "attempt 1 ended: Signal9 in topics-r1-train-a1-1",
         "restarting the training",
         "train: attempt 2 resumed from the checkpoint of step 120",
-        "train: step 121 of 296 (40 %), epoch 4.9, loss 0.4123, 2,140 tokens/s, 24 s left",
+        "train: step 121 of 296, loss 0.4123, 2,140 tokens/s, 24 s left",
     ]
+
+
+def test_the_plain_display_shows_the_end_of_an_attempt_once() -> None:
+    succeeded = merged(RESTARTING, {"phase": "Succeeded", "run": {"failure": None}})
+    assert [line for line in plain_lines((RESTARTING, None), (succeeded, None)) if "ended" in line] == [
+        "attempt 1 ended: Signal9 in topics-r1-train-a1-1"
+    ]
+
+
+def test_a_line_of_progress_fits_into_80_columns() -> None:
+    long = live(step=9_876, total_steps=12_345, loss=2.3456, tokens_per_second=9_876.0, eta_seconds=86_399.0)
+    assert max(map(len, plain_lines((TRAINING, long)))) + len("12:34:56  ") <= 80
 
 
 @pytest.mark.parametrize(
