@@ -4,10 +4,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic_core import from_json
 
 from .trainer_config import Exchanged, Prepared
 from .v1alpha1 import CandidateName, Metric, PromotionOutcome, SimpleBaseline
@@ -184,7 +186,11 @@ class EvaluateResult(Exchanged):
 
 
 class TerminationMessage(Exchanged):
-    """The termination message of a trainer pod, at most 4 KiB of JSON."""
+    """The termination message of a trainer pod, at most 4 KiB of JSON.
+
+    The most important fields come first: the kubelet cuts the messages of a pod with more than three containers to
+    12 KiB divided by their number.
+    """
 
     stage: str
     exit_code: int
@@ -193,14 +199,14 @@ class TerminationMessage(Exchanged):
     advice: str = ""
     rank: int | None = None
     """First rank that failed."""
-    last_lines: tuple[str, ...] = ()
-    """Last lines of that rank's log."""
-    progress: Progress | None = None
+    trained: TrainResult | None = None
+    polled: PollResult | None = None
     prepared: Prepared | None = None
     """Encoded without `labels`, whose number is not limited. The run record in storage contains them."""
-    trained: TrainResult | None = None
     evaluated: EvaluateResult | None = None
-    polled: PollResult | None = None
+    progress: Progress | None = None
+    last_lines: tuple[str, ...] = ()
+    """Last lines of that rank's log."""
 
     def encode(self) -> str:
         """Encode as JSON of at most 4096 bytes.
@@ -288,14 +294,43 @@ class TerminationMessage(Exchanged):
 
     @classmethod
     def decode(cls, text: str) -> "TerminationMessage | None":
-        """Decode a message. Returns None for other text, such as an empty message or log lines from the kubelet."""
+        """Decode a message. Returns None for other text, such as an empty message or log lines from the kubelet.
+
+        Of a message that is cut, it returns the complete fields. The last field can have lost a part: it is left out,
+        except for the result of an evaluation, whose figures do not depend on each other.
+        """
+        message: TerminationMessage | None = None
         try:
             message = cls.model_validate_json(text)
         except ValidationError:
+            message = cls._of_cut_json(text)
+        return message if message is not None and _can_be_in_status(message) else None
+
+    @classmethod
+    def _of_cut_json(cls, text: str) -> "TerminationMessage | None":
+        if not is_cut(text):
             return None
-        return message if _can_be_in_status(message) else None
+        fields = from_json(_DIGITS_AT_END.sub("", text), allow_partial=True)
+        last = next(reversed(fields), "")
+        complete = {name: value for name, value in fields.items() if name != last}
+        for found in (fields, complete) if last == "evaluated" else (complete,):
+            with suppress(ValidationError):
+                return cls.model_validate(found)
+        return None
 
 
+def is_cut(text: str) -> bool:
+    """Whether a termination message is the beginning of a longer one."""
+    try:
+        from_json(text)
+    except ValueError:
+        with suppress(ValueError):
+            return isinstance(from_json(text, allow_partial=True), dict)
+    return False
+
+
+_DIGITS_AT_END = re.compile(r"[-+.0-9eE]+$")
+"""A number whose other digits may have been cut."""
 _LARGEST = 2**53
 """Larger integers are not exact in JSON. A hundred times this value still fits into 64 bits."""
 _LONGEST_TIME = 32

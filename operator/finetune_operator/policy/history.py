@@ -9,7 +9,7 @@ from datetime import datetime
 
 from finetune_api.constants import TERMINAL_CONDITIONS, ConditionType, Stage
 from finetune_api.exit_codes import RetryClass
-from finetune_api.progress import Progress, PromotionResult, TerminationMessage, merged_warnings
+from finetune_api.progress import Progress, PromotionResult, TerminationMessage, is_cut, merged_warnings
 from finetune_api.scopes import changes, settings
 from finetune_api.stages import stage_after, stage_order
 from finetune_api.trainer_config import Prepared
@@ -363,6 +363,11 @@ def _warnings_about_containers(child: ObservedAttempt) -> tuple[str, ...]:
     if failed is not None:
         effect = f"the trainer succeeded, but {', '.join(failed.failed_containers)}"
         return (f"{failed.name}: {effect}; {failure.SIDECAR_ADVICE}",)
+    cut = next((pod for pod in child.pods if child.succeeded and pod.index == 0 and is_cut(pod.raw_message)), None)
+    if cut is not None:
+        cause = "the kubelet cut the result of the trainer, because all containers of a pod share 12 KiB"
+        effect = "figures can be missing in status; storage has all of them"
+        return (f"{cut.name}: {cause}: {effect}; {failure.SIDECAR_ADVICE}",)
     return ()
 
 
@@ -413,7 +418,7 @@ def _with_results(status: Status, message: TerminationMessage | None) -> Status:
     if message.evaluated is not None and status.run.artifact is not None:
         evaluated = message.evaluated
         artifact = {"report": evaluated.report_uri}
-        if evaluated.model_uri:  # a format that was exported now may be the one to use
+        if evaluated.model_uri and evaluated.digest:  # a format that was exported now may be the one to use
             artifact |= {"uri": evaluated.model_uri, "digest": evaluated.digest}
         update["artifact"] = status.run.artifact.model_copy(update=artifact)
         figures = {

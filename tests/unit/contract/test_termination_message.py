@@ -14,6 +14,7 @@ from finetune_api.progress import (
     PromotionResult,
     TerminationMessage,
     TrainResult,
+    is_cut,
     merged_warnings,
 )
 from finetune_api.trainer_config import Prepared
@@ -202,3 +203,71 @@ def test_a_long_error_keeps_its_beginning_and_its_end():
 )
 def test_warnings_are_limited_in_number_and_length(kept, new, merged):
     assert merged_warnings(kept, new) == merged
+
+
+def usual_evaluation(**fields: object) -> TerminationMessage:
+    evaluated = EvaluateResult(
+        report_uri="s3://bucket/runs/topics/runs/r0001-6e5cedc9/report.html",
+        model_uri="s3://bucket/runs/topics/runs/r0001-6e5cedc9/model",
+        digest="d" * 64,
+        **dict.fromkeys(("baseline", "tuned", "promoted"), FIGURES),
+        baselines=dict.fromkeys(SimpleBaseline, FIGURES),
+        promotion=PROMOTION.model_copy(update={"uri": ""}),
+    )
+    return TerminationMessage(
+        stage="evaluate", exit_code=0, evaluated=evaluated, progress=progress(), last_lines=("a line", "another")
+    ).model_copy(update=fields)
+
+
+CUT = {
+    "train": TerminationMessage(
+        stage="train",
+        exit_code=0,
+        trained=TrainResult(model_uri="s3://bucket/model", digest="d" * 64, final_step=1234),
+        progress=progress(loss=0.123456, tokens=123456),
+        last_lines=("a line", "another"),
+    ),
+    "prepare": TerminationMessage(stage="prepare", exit_code=0, prepared=prepared(notes=("a note",))),
+    "evaluate": usual_evaluation(),
+    "failure": TerminationMessage(stage="train", exit_code=65, error="bad data", advice="x", last_lines=("y",)),
+}
+
+
+def is_part(part: object, whole: object) -> bool:
+    """Whether `part` has only values of `whole`."""
+    if isinstance(part, dict):
+        assert isinstance(whole, dict)
+        return all(is_part(value, whole[key]) for key, value in part.items())
+    return part == whole
+
+
+@pytest.mark.parametrize("message", CUT.values(), ids=CUT)
+def test_a_message_that_the_kubelet_cut_has_no_wrong_value(message):
+    """At whatever place: half a number or half an address would be wrong."""
+    text = message.encode()
+    whole = json.loads(text)
+    assert not is_cut(text)
+    for length in range(1, len(text)):
+        assert is_cut(text[:length])
+        read = TerminationMessage.decode(text[:length])
+        assert read is None or is_part(read.model_dump(mode="json", by_alias=True, exclude_defaults=True), whole)
+    assert read is not None
+    assert read.stage == message.stage
+
+
+@pytest.mark.parametrize("name", ["train", "prepare", "evaluate"])
+def test_the_result_of_a_pod_with_six_containers_can_be_read(name):
+    """The kubelet gives each of them a sixth of 12 KiB."""
+    message = CUT[name].model_copy(update={"last_lines": ("l" * 500,) * 8})
+    read = TerminationMessage.decode(message.encode()[: 12 * 1024 // 6])
+    assert read is not None
+    assert (read.trained, read.prepared) == (message.trained, message.prepared)
+    if message.evaluated is not None:
+        assert read.evaluated is not None
+        assert (read.evaluated.digest, read.evaluated.tuned) == (message.evaluated.digest, message.evaluated.tuned)
+
+
+@pytest.mark.parametrize("text", ["", "Killed", "12", '"stage"', "[1", "step 3 {"])
+def test_other_text_is_no_message_and_was_not_cut(text):
+    assert TerminationMessage.decode(text) is None
+    assert not is_cut(text)

@@ -9,9 +9,10 @@ import pytest
 from factories import make_prepared
 from finetune_api.constants import Phase, Reason, Stage
 from finetune_api.exit_codes import ExitCode, RetryClass
-from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage
+from finetune_api.progress import CommittedCheckpoint, Progress, TerminationMessage, TrainResult
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import (
+    ArtifactStatus,
     AttemptStatus,
     FineTuneJob,
     Outcome,
@@ -239,6 +240,17 @@ def warned(number: int, *warnings: str) -> ObservedAttempt:
         stage="train", exit_code=70, progress=Progress(stage="train", attempt=number, warnings=warnings)
     )
     return make_stage(attempt=number, ended="Failed", pods=(make_pod(0, 70, message=reported),))
+
+
+def test_a_result_that_the_kubelet_cut_is_recorded_with_a_warning() -> None:
+    trained = TrainResult(model_uri="s3://b/m", digest="d", final_step=9)
+    text = TerminationMessage(stage="train", exit_code=0, trained=trained, last_lines=("x" * 99,)).encode()
+    for raw, warnings in ((text, 0), (text[:-50], 1)):
+        pod = make_pod(0, 0, message=TerminationMessage.decode(raw), raw_message=raw)
+        after = folded(Observed((PREPARED, make_stage(ended="Complete", pods=(pod,)))))
+        assert after.run.artifact == ArtifactStatus(uri="s3://b/m", digest="d")
+        assert len(after.run.warnings) == warnings
+    assert after.run.warnings[0].startswith("pod-0: the kubelet cut the result of the trainer")
 
 
 def test_the_last_warnings_of_the_attempts_of_a_run_are_kept_once() -> None:
