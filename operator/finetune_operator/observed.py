@@ -292,8 +292,9 @@ def _attempt(
     metadata, spec = job["metadata"], job.get("spec", {})
     terminal = _terminal(job)
     held = not terminal and now is not None and _is_held(job, pods, now)
-    # A Job also fails if only another container of a pod does.
-    succeeded = "Complete" in terminal or ((held or "Failed" in terminal) and _has_succeeded(job, pods))
+    # A Job also fails if only another container does. Its other pods are deleted as soon as it begins to fail.
+    failing = "FailureTarget" in true_conditions(job)
+    succeeded = "Complete" in terminal or ((held or failing or "Failed" in terminal) and _has_succeeded(job, pods))
     labels, annotations = metadata["labels"], metadata.get("annotations", {})
     return ObservedAttempt(
         stage=Stage(labels[constants.LABEL_STAGE]),
@@ -302,12 +303,12 @@ def _attempt(
         job_name=metadata["name"],
         uid=metadata.get("uid", ""),
         created_at=metadata.get("creationTimestamp", ""),
-        ended_at=max(terminal.values(), default=max(pod.finished_at for pod in pods) if held else ""),
+        ended_at=max(terminal.values(), default=max(pod.finished_at for pod in pods) if held or succeeded else ""),
         succeeded=succeeded,
         failed=("Failed" in terminal or held) and not succeeded,
         deleting="deletionTimestamp" in metadata,
         pods=tuple(sorted(pods, key=lambda pod: pod.index)),
-        failing="FailureTarget" in true_conditions(job),
+        failing=failing,
         expected_pods=spec.get("parallelism", 1),
         grace_seconds=spec.get("template", {}).get("spec", {}).get("terminationGracePeriodSeconds", 30),
         run_hash=annotations.get(constants.ANNOTATION_RUN_SPEC_HASH, ""),

@@ -117,7 +117,9 @@ NOT_STARTED = {"waiting": {"reason": "PodInitializing"}}
 ERROR = {"terminated": {"exitCode": 3}}
 
 
-def failed_job(*trainers: dict[str, Any], init: dict[str, Any] | None = None, **first: Any) -> Any:
+def failed_job(
+    *trainers: dict[str, Any], init: dict[str, Any] | None = None, condition: str = "Failed", **first: Any
+) -> Any:
     """A failed Job with pods of trainers in these states. A container of the first pod has failed: that beside the
     trainer, or the init container `init`. Other arguments are fields of the metadata of the first pod."""
     pods = [make_pod(index, "train", **state) for index, state in enumerate(trainers)]
@@ -130,13 +132,20 @@ def failed_job(*trainers: dict[str, Any], init: dict[str, Any] | None = None, **
         pods[0]["status"]["initContainerStatuses"] = [failed]
         pods[0]["spec"] = {"initContainers": [{"name": "istio-proxy", **init}]}
     pods[0]["metadata"] |= first
-    conditions = [{"type": "Failed", "status": "True", "lastTransitionTime": ENDED_AT}]
+    conditions = [{"type": condition, "status": "True", "lastTransitionTime": ENDED_AT}]
     (child,) = Observed.from_manifests("u", [make_job("train", owner="u", conditions=conditions)], pods).attempts
     return child
 
 
-def test_a_stage_has_succeeded_if_all_trainers_have_although_another_container_failed() -> None:
-    child = failed_job(OVER, OVER)
+def test_trainers_that_run_while_a_job_begins_to_fail_are_waited_for() -> None:
+    child = failed_job(OVER, RUNNING, condition="FailureTarget")
+    assert (child.succeeded, child.failed, child.active) == (False, False, True)
+
+
+@pytest.mark.parametrize("condition", ["FailureTarget", "Failed"])
+def test_a_stage_has_succeeded_if_all_trainers_have_although_another_container_failed(condition: str) -> None:
+    """With FailureTarget, Kubernetes is about to delete the other pods."""
+    child = failed_job(OVER, OVER, condition=condition)
     assert (child.succeeded, child.failed, child.active, child.ended_at) == (True, False, False, ENDED_AT)
     assert child.pods[0].failed_containers == ("container istio-proxy ended with status 3",)
 
