@@ -207,6 +207,7 @@ lock: $(VENV)/.ready-build ## Resolve requirements/*.txt to the newest versions
 	$(LOCK) pyproject.toml --extra operator -c requirements/test.txt -o requirements/operator.txt
 	$(LOCK) pyproject.toml --extra trainer --extra tracking -c requirements/test.txt -o requirements/trainer.txt
 	$(LOCK) requirements/mlflow.in -o requirements/mlflow.txt
+	$(LOCK) requirements/trackio.in -o requirements/trackio.txt
 	$(LOCK) requirements/lm-eval.in --override requirements/lm-eval.in -c requirements/test.txt -o requirements/lm-eval.txt
 	for name in vllm vllm-oldest; do \
 		$(LOCK) requirements/$$name.in --override requirements/$$name.in -o requirements/$$name.txt; \

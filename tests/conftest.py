@@ -1,6 +1,6 @@
 """Fixtures shared by all tests: a real S3 server, real models and the real helm.
 
-FINETUNE_TEST_REQUIRE     `kubernetes,pods,images,helm,mlflow,models,flux,kueue`: what must not be skipped
+FINETUNE_TEST_REQUIRE     `kubernetes,pods,images,helm,mlflow,trackio,models,flux,kueue`: what must not be skipped
 FINETUNE_TEST_CACHE       folder of the built programs, instead of the user's cache folder
 """
 
@@ -17,6 +17,7 @@ import pytest
 
 import mlflow_server
 import real_models
+import trackio_server
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
@@ -96,6 +97,19 @@ def mlflow_url(
     except MissingError as error:
         unavailable(pytestconfig, "mlflow", error)
     with mlflow_server.running(python, tmp_path_factory.mktemp("mlflow")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def trackio_url(
+    pytestconfig: pytest.Config, say: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """URL of a real trackio server, one for the session. Its environment is created once."""
+    try:
+        python = trackio_server.interpreter(say)
+    except MissingError as error:
+        unavailable(pytestconfig, "trackio", error)
+    with trackio_server.running(python, tmp_path_factory.mktemp("trackio")) as url:
         yield url
 
 

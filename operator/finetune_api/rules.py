@@ -76,6 +76,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _no_credentials,
         _model_registry,
         _wandb,
+        _trackio,
         _env,
         _pod_settings,
         _gpus,
@@ -355,6 +356,15 @@ def _wandb(spec: Spec) -> Iterator[Violation]:
             path,
             "must not contain a user name or password, which would be stored in clear text; set the variable "
             "WANDB_API_KEY in spec.workers.env from a Secret",
+        )
+
+
+def _trackio(spec: Spec) -> Iterator[Violation]:
+    if spec.tracking.trackio is not None and has_credentials(spec.tracking.trackio.server_url):
+        yield Violation(
+            "spec.tracking.trackio.serverUrl",
+            "must not contain a user name or password, which would be stored in clear text; set the variable "
+            "TRACKIO_WRITE_TOKEN in spec.workers.env from a Secret",
         )
 
 

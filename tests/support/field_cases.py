@@ -83,6 +83,7 @@ def _within(path: str, value: Any) -> Any:
 _AROUND: dict[str, Any] = {
     "evaluation.promote.mlflow.": {"evaluation": {"promote": {"mlflow": {"model": "x", "trackingUri": _SERVER}}}},
     "tracking.mlflow.": {"tracking": {"mlflow": {"trackingUri": _SERVER, "experiment": "x"}}},
+    "tracking.trackio.": {"tracking": {"trackio": {"serverUrl": _SERVER, "project": "x"}}},
     "tracking.wandb.": {"tracking": {"wandb": {"project": "x"}}},
     "tracking.wandb.baseUrl": {"tracking": {"wandb": {"project": "x", "mode": "Online"}}},
     "data.validation.stratify": {"data": {"validation": {"fraction": 0.2}}},

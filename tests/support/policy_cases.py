@@ -75,6 +75,10 @@ def wandb(url: str) -> dict[str, Any]:
     return {"tracking": {"wandb": {"project": "topics", "mode": "Online", "baseUrl": url}}}
 
 
+def trackio(url: str) -> dict[str, Any]:
+    return {"tracking": {"trackio": {"project": "topics", "serverUrl": url}}}
+
+
 def endpoint(address: str, *refused: str) -> PolicyCase:
     return PolicyCase({"storage": {"endpoint": address}}, refused)
 
@@ -192,6 +196,8 @@ CASES: dict[str, PolicyCase] = {
     "another port of a tracking server": tracking("https://s3.example.com:8443", TRACKING_PATH),
     "a W&B server at an allowed endpoint": PolicyCase(wandb("https://s3.example.com")),
     "another W&B server": PolicyCase(wandb("https://api.wandb.ai"), ("spec.tracking.wandb.baseUrl",)),
+    "a trackio server at an allowed endpoint": PolicyCase(trackio("https://s3.example.com/trackio")),
+    "another trackio server": PolicyCase(trackio("https://trackio.example"), ("spec.tracking.trackio.serverUrl",)),
     "files for W&B": PolicyCase({"tracking": {"wandb": {"project": "topics"}}}),
     "another server of a model registry": PolicyCase(
         {"evaluation": {"promote": {"mlflow": {"model": "topics", "trackingUri": "https://mlflow.evil.example"}}}},

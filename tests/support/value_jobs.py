@@ -94,6 +94,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "tensorBoard": {},
             "mlflow": {"trackingUri": "http://127.0.0.1:9", "experiment": "values"},
             "wandb": {"project": "values", "entity": "team", "mode": "Online", "baseUrl": "http://127.0.0.1:9"},
+            "trackio": {"serverUrl": "http://127.0.0.1:9", "project": "values"},
         },
         "storage": {"endpoint": "{endpoint}", "region": "us-east-1", "pathStyle": True},
         "workers": {"nodes": 2, "resources": {"limits": {"memory": "64Gi"}}},

@@ -54,7 +54,7 @@ from .status import (
     Status,
 )
 from .tasks import ENTITY_PREFIXES, TASK_SUPPORT, Task, TaskSupport
-from .tracking import MLflow, TensorBoard, Tracking, WandB, WandBMode
+from .tracking import MLflow, TensorBoard, Tracking, Trackio, WandB, WandBMode
 from .training import (
     Batching,
     DeepSpeed,
@@ -177,6 +177,7 @@ __all__ = [
     "Toleration",
     "TopologySpread",
     "Tracking",
+    "Trackio",
     "Training",
     "TrainingSource",
     "UpdatePolicy",

@@ -37,6 +37,28 @@ WandBName = Annotated[
 """Name of a project or entity of W&B."""
 
 
+TRACKIO_PATTERN = r"^https?://[^\s/?#]+(/[^\s/?#]+)*/?$"
+"""Not the text of another pattern, because messages are found by the pattern."""
+
+TrackioUrl = Annotated[
+    str, matching(TRACKIO_PATTERN, "a URL of a trackio server such as https://trackio.example.com", max_length=512)
+]
+"""URL of a trackio server, without the query `write_token`."""
+
+TRACKIO_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+"""trackio ignores other characters, so that two names could be one project."""
+
+TrackioName = Annotated[
+    str,
+    matching(
+        TRACKIO_NAME_PATTERN,
+        "a name of letters, digits, '_' and '-', which begins with a letter or digit",
+        max_length=128,
+    ),
+]
+"""Name of a project of trackio."""
+
+
 class TensorBoard(ApiModel, scope=Scope.ATTEMPT):
     """Event files for TensorBoard in `runs/<run>/tensorboard/` of the output."""
 
@@ -80,6 +102,19 @@ class WandB(ApiModel, scope=Scope.ATTEMPT):
     """URL of the server, such as `https://api.wandb.ai`. Required with the mode `Online`, and only allowed with it."""
 
 
+class Trackio(ApiModel, scope=Scope.ATTEMPT):
+    """A trackio server. All attempts and evaluations of a run are one run of trackio.
+
+    The write token of the server is the variable `TRACKIO_WRITE_TOKEN` in `workers.env`.
+    """
+
+    server_url: TrackioUrl
+    """URL of the server."""
+
+    project: TrackioName
+    """Name of the project. It is created if it does not exist."""
+
+
 class Tracking(ApiModel, scope=Scope.ATTEMPT):
     """Where parameters, metrics and results are reported. Failures are warnings in status, and never fail a run.
 
@@ -94,3 +129,6 @@ class Tracking(ApiModel, scope=Scope.ATTEMPT):
 
     wandb: WandB | None = None
     """Log to Weights & Biases, or store files for it."""
+
+    trackio: Trackio | None = None
+    """Log to a trackio server."""

@@ -188,7 +188,7 @@ RULES: tuple[Rule, ...] = (
         "storage_endpoints",
         (
             *("spec.tracking.mlflow.trackingUri", "spec.evaluation.promote.mlflow.trackingUri"),
-            "spec.tracking.wandb.baseUrl",
+            *("spec.tracking.wandb.baseUrl", "spec.tracking.trackio.serverUrl"),
         ),
         AT_ORIGIN,
         "an address",

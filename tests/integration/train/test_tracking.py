@@ -7,10 +7,13 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,11 @@ import pytest
 from mlflow import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import trackio_server
 import wandb_server
 from evaluation_runs import runtime_in
 from finetune_api.trainer_config import PreparedConfig, TrainerConfig
-from finetune_api.v1alpha1 import MLflow, Tracking, WandB
+from finetune_api.v1alpha1 import MLflow, Tracking, Trackio, WandB
 from finetune_trainer.errors import StorageUnreachableError
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.tracking import TRACKERS, wandb
@@ -210,6 +214,89 @@ def test_steps_that_a_server_already_has_keep_their_value(mlflow_url: str, tmp_p
     assert sorted(steps) == list(range(1, 14))
 
 
+def trackio_block(url: str, project: str) -> dict[str, Any]:
+    return {"trackio": {"serverUrl": url, "project": project}}
+
+
+def rows_of_trackio(url: str, project: str) -> list[tuple[int, dict[str, float]]]:
+    """(step, metrics) of the only run of a project, in the order in which the server got them."""
+    (run,) = trackio_server.read(url, "get_runs_for_project", project=project)
+    logs = trackio_server.read(url, "get_logs", project=project, run=run["name"], run_id=run["id"])
+    return [(row["step"], {name: value for name, value in row.items() if "/" in name}) for row in logs]
+
+
+def test_all_attempts_are_one_run_of_trackio_with_one_value_per_step(
+    harness: TrainingHarness, trackio_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_WRITE_TOKEN", trackio_server.TOKEN)
+    token = {"TRACKIO_WRITE_TOKEN": trackio_server.TOKEN}
+    tracking = trackio_block(f"{trackio_url}/", "attempts")
+    blocks = {"tracking": tracking, "checkpoint": {"everySteps": 2}, "kind": "bert"}
+    killed = harness.run(harness.config("rows", **blocks), TEST_END="kill", TEST_END_STEP="2", **token)
+    assert killed.exit_codes == [-9, -9], killed.output
+    config = harness.config("rows", attempt=2, **blocks)
+    done = harness.run(config, **token)
+    assert done.exit_codes == [0, 0], done.output
+    report_result(config, harness)
+    report_result(config, harness)
+
+    assert config.prepared is not None
+    curves: Curves = {}
+    for step, metrics in rows_of_trackio(trackio_url, "attempts"):
+        for name, value in metrics.items():
+            curves.setdefault(name, []).append((step, value))
+    assert curves.pop("test/accuracy") == [(10, 0.75)]
+    assert curves == curves_of_log(harness.training_log(config))
+    (settings,) = trackio_server.read(trackio_url, "get_run_configs", project="attempts").values()
+    assert settings["training.epochs"] == "2"
+    assert settings["rows.train"] == str(config.prepared.counts.train)
+    assert settings["finetune.model_uri"] == f"{config.run_uri}/model"
+
+
+def open_trackio(url: str, tmp_path: Path) -> Session:
+    block = Trackio.model_validate(trackio_block(url, "sessions")["trackio"])
+    return TRACKERS["trackio"].open(block, run_of(1, "s3://b/x"), None, tmp_path)  # type: ignore[arg-type]
+
+
+def test_trackio_needs_its_write_token(trackio_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRACKIO_WRITE_TOKEN", raising=False)
+    with pytest.raises(ValueError, match=r"TRACKIO_WRITE_TOKEN is not set; set it in spec\.workers\.env from a Secret"):
+        open_trackio(trackio_url, tmp_path)
+    monkeypatch.setenv("TRACKIO_WRITE_TOKEN", "another")
+    session = open_trackio(trackio_url, tmp_path)
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        session.log([entry(1, 1.0)])
+    assert "another" not in str(caught.value)
+
+
+def test_a_redirect_of_a_trackio_server_is_not_followed(
+    trackio_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would send the token to another host."""
+    monkeypatch.setenv("TRACKIO_WRITE_TOKEN", trackio_server.TOKEN)
+    with redirecting_server(trackio_url) as url, pytest.raises(urllib.error.HTTPError, match="307"):
+        open_trackio(url, tmp_path).log([entry(1, 1.0)])
+
+
+@contextmanager
+def redirecting_server(target: str) -> Iterator[str]:
+    """Answers every request with a redirect that keeps its method and body."""
+
+    class Redirect(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(307)
+            self.send_header("Location", f"{target}{self.path}")
+            self.end_headers()
+
+        def log_message(self, *_arguments: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture
 def silent_server() -> Iterator[str]:
     """Accepts connections and never answers."""
@@ -231,21 +318,22 @@ def plain_log(harness: TrainingHarness, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["refuses", "hangs"])
-@pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb", "trackio"])
 def test_a_training_neither_waits_nor_fails_without_its_server(
     harness: TrainingHarness, silent_server: str, plain_log: list[dict[str, float]], tracker: str, answers: bool
 ) -> None:
     url = silent_server if answers else "http://127.0.0.1:9"
     blocks = {**mlflow_block(url), "wandb": {"project": "topics", "mode": "Online", "baseUrl": url}}
+    blocks |= trackio_block(url, "topics")
     config = harness.config(f"silent-{tracker}-{answers}", kind="bert", tracking={tracker: blocks[tracker]})
     started = time.monotonic()
-    done = harness.run(config, WANDB_API_KEY=wandb_server.API_KEY)
+    done = harness.run(config, WANDB_API_KEY=wandb_server.API_KEY, TRACKIO_WRITE_TOKEN=trackio_server.TOKEN)
     assert done.exit_codes == [0, 0], done.output
     assert time.monotonic() - started < 60
     assert harness.training_log(config) == plain_log
     assert done.message.progress is not None
-    if tracker == "mlflow" and not answers:  # W&B tries for some seconds
-        assert any("spec.tracking.mlflow failed" in warning for warning in done.message.progress.warnings)
+    if tracker != "wandb" and not answers:  # W&B tries for some seconds
+        assert any(f"spec.tracking.{tracker} failed" in warning for warning in done.message.progress.warnings)
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["refuses", "hangs"])

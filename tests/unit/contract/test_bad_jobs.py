@@ -1091,6 +1091,22 @@ def test_a_wandb_run_has_a_server_exactly_if_it_is_online(wandb: dict[str, Any],
 
 
 @pytest.mark.parametrize(
+    ("trackio", "expected"),
+    [
+        ({"serverUrl": "trackio.example.com"}, ".serverUrl must be a URL of a trackio server such as https://"),
+        ({"serverUrl": "https://x.example/?write_token=secret"}, ".serverUrl must be a URL of a trackio server"),
+        ({"serverUrl": "https://a:secret@x.example"}, ".serverUrl must not contain a user name or password"),
+        ({"project": "a.b"}, ".project must be a name of letters, digits, '_' and '-'"),
+    ],
+)
+def test_a_trackio_server_is_a_url_without_credentials(trackio: dict[str, Any], expected: str) -> None:
+    block = {"serverUrl": "https://x.example", "project": "topics"} | trackio
+    (found,) = complaints(job_with("spec.tracking.trackio", block))
+    assert found.startswith(f"spec.tracking.trackio{expected}")
+    assert "secret@" not in found
+
+
+@pytest.mark.parametrize(
     ("registry", "expected"),
     [
         ({"model": "m"}, ".trackingUri must be set, because spec.tracking.mlflow is absent; set one of them"),

@@ -114,9 +114,9 @@ class Tracker(ABC):
 
     name: ClassVar[str]
     """Name of its block in `spec.tracking`."""
-    module: ClassVar[str]
-    """Module that must be importable."""
-    distribution: ClassVar[str]
+    module: ClassVar[str] = ""
+    """Module that must be importable. Empty: none."""
+    distribution: ClassVar[str] = ""
     """What installs it."""
     has_results: ClassVar[bool]
     """Whether the evaluation is reported too. It then also reports entries of the log that are missing."""
@@ -131,7 +131,7 @@ class Tracker(ABC):
     @property
     def is_installed(self) -> bool:
         """Whether the module exists. It is not imported."""
-        return importlib.util.find_spec(self.module) is not None
+        return not self.module or importlib.util.find_spec(self.module) is not None
 
     @property
     def missing_message(self) -> str:
