@@ -152,7 +152,11 @@ OWNED_DEEPSPEED_KEYS: dict[str, str] = {
     "activation_checkpointing": "spec.training.gradientCheckpointing",
     "checkpoint": "spec.checkpoint",
     "elasticity": "spec.workers.nodes",
-    "wandb": "spec.tracking.wandb",  # DeepSpeed's own reports wait for the server
+    # DeepSpeed's own reports wait for the server, and may send metrics elsewhere.
+    "wandb": "spec.tracking.wandb",
+    "comet": "spec.tracking",
+    "tensorboard": "spec.tracking.tensorBoard",
+    "csv_monitor": "spec.tracking",
 }
 """Keys of the DeepSpeed configuration that the job sets -> the spec field that determines the value."""
 

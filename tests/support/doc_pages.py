@@ -9,7 +9,11 @@ from pathlib import Path
 
 from process_support import ROOT
 
-GUIDES = tuple(ROOT / name for name in ("README.md", "CONTRIBUTING.md")) + tuple(sorted((ROOT / "docs").glob("*.md")))
+GUIDES = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/techniques").glob("*.md")),
+)
 DECISIONS = tuple(sorted((ROOT / "docs/decisions").glob("*.md")))
 """Records of the past: only their links are checked."""
 

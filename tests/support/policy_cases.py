@@ -212,6 +212,14 @@ CASES: dict[str, PolicyCase] = {
     "a variable that loads code": variable("LD_PRELOAD", FIRST_VARIABLE),
     "a variable that loads modules": variable("PYTHONPATH", FIRST_VARIABLE),
     "a proxy": variable("HTTPS_PROXY", FIRST_VARIABLE),
+    "a proxy in mixed case": variable("Https_Proxy", FIRST_VARIABLE, policy={"storageEndpoints": []}),
+    "credentials of a container from an address": variable(
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI", FIRST_VARIABLE, policy={"storageEndpoints": []}
+    ),
+    "another search domain": variable("LOCALDOMAIN", FIRST_VARIABLE, policy={"storageEndpoints": []}),
+    "a variable that loads a library into CUDA": variable(
+        "NVTX_INJECTION64_PATH", FIRST_VARIABLE, policy={"images": []}
+    ),
     "another endpoint by a variable": variable("AWS_ENDPOINT_URL_S3", FIRST_VARIABLE),
     "a second variable": PolicyCase(
         {"workers": {"env": [{"name": "DEBUG"}, {"name": "PATH"}]}}, ("spec.workers.env[1].name",)
@@ -229,6 +237,7 @@ CASES: dict[str, PolicyCase] = {
     "another prefix under a policy of images": variables_from("APP_", policy={"images": []}),
     "no prefix under a policy of endpoints": variables_from("", PREFIX, policy={"storageEndpoints": []}),
     "the prefix of a proxy": variables_from("HTTPS_", PREFIX, policy={"storageEndpoints": []}),
+    "the prefix of a proxy in mixed case": variables_from("Https_", PREFIX, policy={"storageEndpoints": []}),
     "another prefix under a policy of endpoints": variables_from("APP_", policy={"storageEndpoints": []}),
     "no prefix if no variable is allowed": variables_from("", PREFIX, policy={"variables": []}),
     "no prefix if all variables are allowed": variables_from("", policy={"variables": ["*"]}),
@@ -265,7 +274,12 @@ CASES: dict[str, PolicyCase] = {
             f"{FIRST_VOLUME}.ephemeral.volumeClaimTemplate.spec",
             policy={"requireLabelOnVolumeClaims": True},
         )
-        for field, content in (("dataSource", {"name": "a"}), ("dataSourceRef", "a"), ("volumeName", "a"))
+        for field, content in (
+            ("dataSource", {"name": "a"}),
+            ("dataSourceRef", "a"),
+            ("volumeName", "a"),
+            ("selector", {}),
+        )
     },
     "a folder for data": mount("/mnt/data"),
     "a folder of the image": mount("/usr/local/lib", MOUNT),
@@ -289,6 +303,9 @@ CASES: dict[str, PolicyCase] = {
     "the scheduler of pods without one": pods({"schedulerName": "default-scheduler"}),
     "another scheduler": pods({"schedulerName": "other"}, ".schedulerName"),
     "allowed labels": pods({"labels": {"team": "a", "example.com/a": "b"}}),
+    "a label of Kueue": pods(
+        {"labels": {"kueue.x-k8s.io/queue-name": "other"}}, ".labels", policy={"queues": ["team"]}
+    ),
     "another label": pods({"labels": {"team": "a", "app": "proxy"}}, ".labels"),
     "an allowed annotation": pods({"annotations": {"example.com/a": "b"}}),
     "another annotation": pods({"annotations": {"sidecar.istio.io/inject": "true"}}, ".annotations"),

@@ -79,6 +79,19 @@ def _may_begin_with(entry: str, prefix: str) -> bool:
 _MAY_BEGIN_WITH_CEL = f"entry.startsWith(value) || {_BEGIN_WITH_CEL}"
 
 
+def _upper(value: str) -> str:
+    """Return it with upper-case ASCII letters, as CEL does."""
+    return value.encode("utf-8", "surrogatepass").upper().decode("utf-8", "surrogatepass")
+
+
+def _ignoring_case(match: Match) -> Match:
+    """The comparison with entries in upper case, in which `Https_Proxy` is the variable `HTTPS_PROXY`."""
+    return Match(
+        lambda entry, value: match.admits(entry, _upper(value)),
+        f"[value.upperAscii()].exists(upper, {match.cel.replace('value', 'upper')})",
+    )
+
+
 def _is_below(entry: str, path: str) -> bool:
     """Whether a path is a folder or below it. A path with `..` may leave the folder."""
     return (path == entry or path.startswith(f"{entry}/")) and ".." not in path
@@ -92,4 +105,6 @@ AT_ORIGIN = Match(_is_at, _AT_CEL)
 NAMED = Match(_is_named, _NAMED_CEL)
 ALL_BEGIN = Match(_begin_with, _BEGIN_WITH_CEL)
 SOME_BEGIN = Match(_may_begin_with, _MAY_BEGIN_WITH_CEL)
+NAMED_IN_ANY_CASE = _ignoring_case(NAMED)
+SOME_BEGIN_IN_ANY_CASE = _ignoring_case(SOME_BEGIN)
 BELOW = Match(_is_below, _BELOW_CEL)

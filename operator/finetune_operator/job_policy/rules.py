@@ -19,7 +19,18 @@ from finetune_api.rules import Violation
 from finetune_api.v1alpha1 import Spec, Volume
 from finetune_api.v1alpha1.pod import POD_BLOCKS
 
-from .matches import ALL_BEGIN, AT_ORIGIN, BELOW, EQUAL, NAMED, SOME_BEGIN, WITHIN_IMAGE, Match
+from .matches import (
+    ALL_BEGIN,
+    AT_ORIGIN,
+    BELOW,
+    EQUAL,
+    NAMED,
+    NAMED_IN_ANY_CASE,
+    SOME_BEGIN,
+    SOME_BEGIN_IN_ANY_CASE,
+    WITHIN_IMAGE,
+    Match,
+)
 from .model import DEFAULT_VOLUME_SOURCES, JobPolicy
 
 _MAX_LISTED = 8
@@ -28,19 +39,26 @@ _LONGEST_NAME = 253
 _NAME = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 
 CODE_VARIABLES = (
-    *("LD_*", "PYTHON*", "PATH", "BASH_ENV", "CC", "CXX", "GCONV_PATH", "GLIBC_TUNABLES", "OMP_TOOL*", "OPENSSL_*"),
-    *("CUDA_HOME", "CUDA_PATH", "CUDA_INJECTION*", "HF_HOME", "HF_MODULES_CACHE", "MPLBACKEND", "MPLCONFIGDIR"),
-    *("NCCL_CONF_FILE", "NCCL_NET_PLUGIN", "NCCL_PROFILER_PLUGIN", "NCCL_TUNER_PLUGIN"),
+    *("LD_*", "PYTHON*", "PATH", "BASH_ENV", "GCONV_PATH", "GLIBC_TUNABLES", "OMP_TOOL*", "OPENSSL_*"),
+    *("CC", "COMPILER_PATH", "CPATH", "CPLUS_INCLUDE_PATH", "CXX", "C_INCLUDE_PATH", "GCC_EXEC_PREFIX", "LIBRARY_PATH"),
+    *("CUDA_HOME", "CUDA_PATH", "CUDA_INJECTION*", "HSA_TOOLS_LIB", "NVCC_*", "NVTX_INJECTION*"),
+    *("HF_HOME", "HF_MODULES_CACHE", "MPLBACKEND", "MPLCONFIGDIR"),
+    *("FI_PROVIDER_PATH", "IBV_DRIVERS", "RDMAV_DRIVERS", "UCX_MODULE_DIR", "NCCL_CONF_FILE", "NCCL_ENV_PLUGIN"),
+    *("NCCL_GIN_PLUGIN", "NCCL_NET_PLUGIN", "NCCL_PROFILER_PLUGIN", "NCCL_TUNER_PLUGIN"),
     *("TORCHINDUCTOR_*", "TORCH_EXTENSIONS_DIR", "TRITON_*", "XDG_*"),
 )
 """Variables with which the dynamic linker, the interpreter or a library loads code that is not part of the image, for
-example from a cache volume. The list cannot be complete; `variables` of the policy can."""
+example from a cache volume. In upper case; names are compared in any case. The list cannot be complete; `variables` of
+the policy can."""
 REQUEST_VARIABLES = (
-    *("AWS_CONFIG_FILE", "AWS_DATA_PATH", "AWS_DEFAULT_PROFILE", "AWS_ENDPOINT_URL*", "AWS_PROFILE"),
-    *("AWS_SHARED_CREDENTIALS_FILE", "HF_ENDPOINT", "ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
-    *("all_proxy", "https_proxy", "http_proxy", "no_proxy"),
+    *("AWS_CONFIG_FILE", "AWS_CONTAINER_*", "AWS_DATA_PATH", "AWS_DEFAULT_PROFILE", "AWS_EC2_METADATA_*"),
+    *("AWS_ENDPOINT_URL*", "AWS_PROFILE", "AWS_SHARED_CREDENTIALS_FILE", "HF_ENDPOINT", "S3_ENDPOINT"),
+    *("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
+    *("HOSTALIASES", "LOCALDOMAIN", "RESOLV_*", "RES_OPTIONS"),
 )
-"""Variables that send requests of the trainer to another address."""
+"""Variables that send requests of the trainer to another address: of boto3, which also sends the token of the service
+account to AWS_CONTAINER_CREDENTIALS_FULL_URI, of proxies, which libraries read in any case, and of the resolver. In
+upper case; names are compared in any case."""
 MOUNT_FOLDERS = ("/data", "/mnt")
 """Folders that have no code. A volume at another path could replace files of the image."""
 PROJECTED_SOURCES = ("clusterTrustBundle", "configMap", "downwardAPI", "secret")
@@ -147,11 +165,11 @@ RULES: tuple[Rule, ...] = (
         default=lambda own: own.image,
         is_in_admission_policy=False,
     ),
-    Rule("images", _ENV_NAMES, NAMED, "a variable that loads code", fixed=CODE_VARIABLES, is_refusal=True),
+    Rule("images", _ENV_NAMES, NAMED_IN_ANY_CASE, "a variable that loads code", fixed=CODE_VARIABLES, is_refusal=True),
     Rule(
         "images",
         _PREFIXES,
-        SOME_BEGIN,
+        SOME_BEGIN_IN_ANY_CASE,
         "the beginning of a variable that loads code",
         absent="",
         fixed=CODE_VARIABLES,
@@ -196,7 +214,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "storage_endpoints",
         _ENV_NAMES,
-        NAMED,
+        NAMED_IN_ANY_CASE,
         "a variable that redirects requests",
         fixed=REQUEST_VARIABLES,
         is_refusal=True,
@@ -204,7 +222,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "storage_endpoints",
         _PREFIXES,
-        SOME_BEGIN,
+        SOME_BEGIN_IN_ANY_CASE,
         "the beginning of a variable that redirects requests",
         absent="",
         fixed=REQUEST_VARIABLES,
@@ -240,11 +258,12 @@ RULES: tuple[Rule, ...] = (
     Rule("runtime_classes", _in_pods(".runtimeClassName"), EQUAL, "a RuntimeClass"),
     Rule("schedulers", _in_pods(".schedulerName"), EQUAL, "a scheduler", default=lambda own: own.scheduler),
     Rule("queues", ("spec.workers.queue",), EQUAL, "a queue"),
+    Rule("queues", _in_pods(".labels{}"), NAMED, "a label of Kueue", fixed=("kueue.x-k8s.io/*",), is_refusal=True),
     Rule("labels", _in_pods(".labels{}"), NAMED, "only labels"),
     Rule("annotations", _in_pods(".annotations{}"), NAMED, "only annotations"),
     Rule(
         "require_label_on_volume_claims",
-        _in_pods(".volumes[].ephemeral.volumeClaimTemplate.spec{dataSource,dataSourceRef,volumeName}"),
+        _in_pods(".volumes[].ephemeral.volumeClaimTemplate.spec{dataSource,dataSourceRef,selector,volumeName}"),
         NAMED,
         "the content of another volume",
         fixed=("*",),

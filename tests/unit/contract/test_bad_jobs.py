@@ -715,6 +715,8 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         ("spec.deepspeed.config", {"optimizer": {}}, "spec.deepspeed.config.optimizer must be absent"),
         ("spec.deepspeed.config", {"wandb": {"enabled": True}}, "remove it and use spec.tracking.wandb"),
+        ("spec.deepspeed.config", {"tensorboard": {"enabled": True}}, "remove it and use spec.tracking.tensorBoard"),
+        ("spec.deepspeed.config", {"comet": {"enabled": True}}, "remove it and use spec.tracking"),
         (
             "spec.deepspeed.config",
             {"zero_optimization": {"stage": 3}},

@@ -13,7 +13,9 @@ from finetune_api.v1alpha1.pod import POD_BLOCKS
 from finetune_api.validation import parse_job
 from finetune_operator.job_policy.model import DEFAULT_VOLUME_SOURCES, HostAccess, JobPolicy, VolumeSource
 from finetune_operator.job_policy.rules import (
+    CODE_VARIABLES,
     REFERENCES,
+    REQUEST_VARIABLES,
     RULES,
     Defaults,
     ReferencedObject,
@@ -268,6 +270,18 @@ def test_every_field_that_names_an_object_has_a_row_or_is_admitted_on_purpose() 
     limited = {path for row in (*RULES, *REFERENCES) for path in row.paths}
     config_maps = {f"spec.{block}.envFrom[].configMapRef.name" for block in POD_BLOCKS}
     assert named - limited == {"spec.workers.env[].valueFrom.configMapKeyRef.name", *config_maps}
+
+
+def test_every_field_with_an_address_of_a_server_is_limited_by_the_endpoints() -> None:
+    addresses = {path for path, node in fields(SCHEMA, "spec") if "http" in node.get("pattern", "")}
+    limited = {path for row in RULES if row.field == "storage_endpoints" for path in row.paths}
+    assert addresses - limited == set()
+    assert "spec.storage.endpoint" in addresses
+
+
+@pytest.mark.parametrize("name", [*CODE_VARIABLES, *REQUEST_VARIABLES])
+def test_names_that_are_compared_in_any_case_are_in_upper_case(name: str) -> None:
+    assert name == name.upper()
 
 
 def test_every_path_of_the_table_is_a_field_of_a_spec() -> None:
