@@ -73,8 +73,9 @@ test-kubernetes: $(VENV)/.ready-test ## Tests on a cluster that they start: Linu
 	$(PYTEST) tests/kubernetes $(ARGS)
 
 .PHONY: test-chart
-test-chart: $(VENV)/.ready-test ## Tests of the chart; same needs as test-kubernetes
-	$(PYTEST) tests/chart tests/kubernetes/test_chart_life_cycle.py tests/kubernetes/test_tour.py $(ARGS)
+test-chart: $(VENV)/.ready-test ## Test chart, tenancy, GitOps, queues, tour; needs as above
+	$(PYTEST) tests/chart tests/golden $(addprefix tests/kubernetes/test_,chart_life_cycle.py tour.py gitops.py \
+		tenancy.py gang_scheduling.py kueue.py kubectl_in_docs.py) $(ARGS)
 
 .PHONY: test-flux
 test-flux: $(VENV)/.ready-test ## Run the GitOps tests with Flux (3 minutes)

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from finetune_api.v1alpha1 import VolumeMount
 from finetune_operator.job_policy.model import JobPolicy
+from finetune_operator.pod_additions import AddedVariable, AddedVolume
 from finetune_operator.pod_defaults import PodDefaults
 from finetune_operator.service_options import SHORTEST_LEASE_SECONDS, LeaseOptions, ServiceOptions
 from finetune_operator.settings import OperatorSettings
@@ -31,7 +33,6 @@ _DNS_NAME = r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$"
 Quantity = Annotated[str, Field(pattern=_QUANTITY)] | Annotated[float, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Texts = dict[str, str]
-Objects = list[dict[str, Any]]
 
 
 class Values(BaseModel):
@@ -112,7 +113,7 @@ class Storage(Values):
 
     endpoint: str = ""
     """Address without credentials, such as https://s3.example.com. Empty: AWS."""
-    region: Annotated[str, Field(min_length=1)] = _SETTINGS.storage.region
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = _SETTINGS.storage.region
     """Region of the storage."""
     credentials_secret: Annotated[str, Field(pattern=_DNS_NAME)] = ""
     """Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Empty: the identity of the pod's service account."""
@@ -136,11 +137,11 @@ class Pods(Values):
     """Bounds of the time that training pods have for a last save when they are evicted."""
     gang_scheduling: bool = _SETTINGS.gang_scheduling
     """Place the workers of an attempt on nodes together, if the cluster serves PodGroups (docs/operating.md)."""
-    volumes: Objects = []
+    volumes: list[AddedVolume] = []
     """Volumes of every pod, such as a certificate bundle or a shared file system."""
-    volume_mounts: Objects = []
+    volume_mounts: list[VolumeMount] = []
     """Mounts of these volumes in the trainer container."""
-    env: Objects = []
+    env: list[AddedVariable] = []
     """Environment variables of the trainer container, such as a proxy. Those of the job take precedence."""
     defaults: PodDefaults = PodDefaults()
     """What the job leaves out: nodeSelector, tolerations, schedulerName and runtimeClassName; in workers also
@@ -210,7 +211,7 @@ class OperatorPod(Values):
     """Labels of the nodes that the pod may run on."""
     tolerations: list[OperatorToleration] = []
     """Taints that the pod tolerates."""
-    affinity: dict[str, Any] = {}
+    affinity: dict[Literal["nodeAffinity", "podAffinity", "podAntiAffinity"], dict[str, Any]] = {}
     """Affinity, as in a pod."""
     priority_class_name: Annotated[str, Field(pattern=_DNS_NAME)] = ""
     """PriorityClass of the pod. Empty: the cluster's default."""
@@ -277,7 +278,7 @@ class OperatorPolicy(Values):
     """Allow only connections to its port 8081, and from it to DNS, the API server and the progress of jobs."""
     api_server_ports: Annotated[list[Port], Field(min_length=1)] = [443, 6443]
     """Ports of the API server."""
-    metrics_from: Objects = []
+    metrics_from: list[dict[Literal["ipBlock", "namespaceSelector", "podSelector"], dict[str, Any]]] = []
     """Peers that may connect to port 8081, as in a NetworkPolicy. Empty: all."""
 
 

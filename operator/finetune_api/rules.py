@@ -17,6 +17,7 @@ from .cron import schedule_errors
 from .redaction import has_credentials
 from .support import DTYPE_ZERO_STAGES, NEW_TOKEN_ZERO_STAGES, OFFLOAD_ZERO_STAGES, SUPPORT
 from .v1alpha1 import (
+    METRIC_SUPPORT,
     TASK_SUPPORT,
     ArtifactFormat,
     AugmentationMethodName,
@@ -31,6 +32,7 @@ from .v1alpha1 import (
     ScheduleOptions,
     Spec,
     Task,
+    Threshold,
     Toleration,
     TopologySpread,
     VolumeMount,
@@ -887,18 +889,25 @@ def _early_stopping(spec: Spec) -> Iterator[Violation]:
         )
 
 
+def _threshold(threshold: Threshold, path: str) -> Iterator[Violation]:
+    if threshold.min is None and threshold.max is None:
+        yield Violation(path, "must have at least one of min, max; write one of them")
+    elif threshold.min is not None and threshold.max is not None and threshold.min > threshold.max:
+        yield Violation(
+            f"{path}.min",
+            f"must be at most max, {threshold.max:g}, not {threshold.min:g}; exchange them, or remove one",
+        )
+    for name, bound in (("min", threshold.min), ("max", threshold.max)):
+        if METRIC_SUPPORT[threshold.metric].is_share and bound is not None and not 0 <= bound <= 1:
+            yield Violation(f"{path}.{name}", f"must be between 0 and 1, a share, not {bound:g}; write 0.9 for 90 %")
+
+
 def _promotion(spec: Spec) -> Iterator[Violation]:
     promote, path = spec.evaluation.promote, "spec.evaluation.promote"
     if promote is None:
         return
     for index, threshold in enumerate(promote.thresholds):
-        if threshold.min is None and threshold.max is None:
-            yield Violation(f"{path}.thresholds[{index}]", "must have at least one of min, max; write one of them")
-        elif threshold.min is not None and threshold.max is not None and threshold.min > threshold.max:
-            yield Violation(
-                f"{path}.thresholds[{index}].min",
-                f"must be at most max, {threshold.max:g}, not {threshold.min:g}; exchange them, or remove one",
-            )
+        yield from _threshold(threshold, f"{path}.thresholds[{index}]")
     if spec.data.test.fraction == 0.0:
         yield Violation(path, "must have a test split; set spec.data.test.fraction above 0")
     if promote.min_gain_over_base_model is not None and not spec.evaluation.base_model:

@@ -11,10 +11,12 @@ from pathlib import Path
 from finetune_api.crd import crd
 from finetune_api.redaction import has_credentials
 from finetune_api.trainer_config import StorageSettings
+from finetune_api.v1alpha1.base import ENDPOINT_PATTERN
 from finetune_api.v1alpha1.quantities import amount
 
 from .job_policy.model import JobPolicy, parse_policy
 from .logs import configure_logging
+from .pod_additions import check_additions
 from .pod_defaults import parse_defaults
 from .render.network_policy import NAMESPACE, render_network_policy
 from .service_options import SHORTEST_LEASE_SECONDS, LeaseOptions, ServiceOptions
@@ -180,6 +182,10 @@ def _quantity(text: str) -> str:
 def _endpoint(address: str) -> str:
     if has_credentials(address):
         raise argparse.ArgumentTypeError("must not contain a user name or password; use --credentials-secret")
+    if address and not re.fullmatch(ENDPOINT_PATTERN, address):
+        raise argparse.ArgumentTypeError(
+            "must be an address such as https://s3.example.com, without a query; correct it"
+        )
     return address
 
 
@@ -187,11 +193,10 @@ def _additions(path: str) -> PodAdditions:
     """Parse the volumes, mounts and environment variables that are added to every trainer pod, and the defaults."""
     try:
         content = json.loads(Path(path).read_text())
-        volumes, mounts, env = (tuple(content.pop(name, ())) for name in ("volumes", "volumeMounts", "env"))
-        additions = PodAdditions(volumes, mounts, env, parse_defaults(content.pop("defaults", {})))
-        if content:
-            raise ValueError(f"must have only volumes, volumeMounts, env and defaults, not {', '.join(content)}")
-        return additions
+        defaults = parse_defaults(content.pop("defaults", {}))
+        check_additions(content)
+        volumes, mounts, env = (tuple(content.get(name, ())) for name in ("volumes", "volumeMounts", "env"))
+        return PodAdditions(volumes, mounts, env, defaults)
     except (OSError, ValueError, AttributeError) as error:
         raise argparse.ArgumentTypeError(f"{path}: {error}") from None
 

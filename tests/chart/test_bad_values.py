@@ -25,6 +25,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"storage": {"endpoint": "https://me:hidden@s3.example.com"}},
         "storage.endpoint must be an address such as https://s3.example.com, without user name and password",
     ),
+    "an address with a fragment": (
+        {"storage": {"endpoint": "https://s3.example.com/a#b"}},
+        "storage.endpoint must be an address such as https://s3.example.com",
+    ),
+    "a region with a space": ({"storage": {"region": "EU west"}}, "/storage/region"),
     "an address without a scheme": (
         {"storage": {"endpoint": "s3.example.com"}},
         "storage.endpoint must be an address such as https://s3.example.com",
@@ -44,6 +49,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a default that one stage does not have": (
         {"pods": {"defaults": {"prepare": {"priorityClassName": "batch"}}}},
         "'priorityClassName'",
+    ),
+    "a misspelt key of the affinity": ({"operatorPod": {"affinity": {"nodeAfinity": {}}}}, "'nodeAfinity'"),
+    "a misspelt key of a peer": (
+        {"networkPolicies": {"operator": {"metricsFrom": [{"podSelectr": {}}]}}},
+        "'podSelectr'",
+    ),
+    "a misspelt key of a variable": ({"pods": {"env": [{"nam": "A"}]}}, "'nam'"),
+    "a variable from an unknown source": (
+        {"pods": {"env": [{"name": "A", "valueFrom": {"secretKeyReff": {"name": "a", "key": "b"}}}]}},
+        "'secretKeyReff'",
+    ),
+    "a name that no variable can have": ({"pods": {"env": [{"name": "A b", "value": "1"}]}}, "/pods/env/0/name"),
+    "a misspelt key of a mount": ({"pods": {"volumeMounts": [{"name": "a", "mountpath": "/a"}]}}, "'mountpath'"),
+    "a volume without a source": ({"pods": {"volumes": [{"name": "a"}]}}, "/pods/volumes/0"),
+    "a volume with two sources": (
+        {"pods": {"volumes": [{"name": "a", "emptyDir": {}, "configMap": {"name": "b"}}]}},
+        "/pods/volumes/0",
     ),
     "a scheduler that no cluster can have": (
         {"pods": {"defaults": {"workers": {"schedulerName": "Gang"}}}},

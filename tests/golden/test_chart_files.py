@@ -10,7 +10,9 @@ import chart_crd
 import chart_values
 from golden import same_as_golden
 
-CHART = Path(__file__).parents[2] / "charts/finetune-operator"
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts/finetune-operator"
+HEALTH_KEY = "resource.customizations.health.finetune.dev_FineTuneJob"
 
 
 def test_the_values_of_the_chart_are_those_of_the_model() -> None:
@@ -34,6 +36,11 @@ def test_every_value_has_a_comment_and_all_fit_into_200_lines() -> None:
 
 def test_the_crd_in_the_chart_is_the_one_of_the_models() -> None:
     same_as_golden(CHART / "templates/crd.yaml", chart_crd.crd_template())
+
+
+def test_the_health_check_in_the_chart_is_the_one_for_argo_cd() -> None:
+    manifest = YAML(typ="safe", pure=True).load(ROOT / "manifests/gitops/argo-cd/argocd-cm.yaml")
+    same_as_golden(CHART / "files/argo-cd-health.lua", manifest["data"][HEALTH_KEY])
 
 
 def test_the_admission_policy_in_the_chart_has_the_rules_of_the_operator() -> None:

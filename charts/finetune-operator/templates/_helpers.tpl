@@ -67,7 +67,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* What the schema cannot express. */}}
 {{- define "finetune-operator.check" -}}
 {{- /* Not in the schema, whose errors repeat the value. */ -}}
-{{- if not (regexMatch "^(https?://[^\\s/@]+(/\\S*)?)?$" .Values.storage.endpoint) -}}
+{{- if not (regexMatch "^(https?://[^\\s/?#@\"]+(/[^\\s?#\"]*)?)?$" .Values.storage.endpoint) -}}
 {{- fail "storage.endpoint must be an address such as https://s3.example.com, without user name and password; use storage.credentialsSecret" -}}
 {{- end -}}
 {{- with .Values.pods.terminationGrace -}}

@@ -422,6 +422,11 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ),
         (
             "spec.evaluation.promote",
+            {"thresholds": [{"metric": "Accuracy", "min": 90}]},
+            "spec.evaluation.promote.thresholds[0].min must be between 0 and 1, a share, not 90; write 0.9 for 90 %",
+        ),
+        (
+            "spec.evaluation.promote",
             {"thresholds": [{"metric": "Loss", "max": 1}, {"metric": "Loss"}]},
             "spec.evaluation.promote.thresholds[1] must have at least one of min, max; write one of them",
         ),

@@ -35,7 +35,7 @@ def test_the_lease_has_a_namespace_and_a_name() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"volume": []}, "must have only volumes, volumeMounts, env and defaults, not volume"),
+        ({"volume": []}, "volume: unknown field; known fields: volumes, volumeMounts, env"),
         ({"defaults": {"train": {}}}, "defaults.train: unknown field; known fields: workers, prepare, evaluate"),
         (
             {"defaults": {"prepare": {"priorityClassName": "a"}}},
@@ -53,6 +53,14 @@ def test_the_lease_has_a_namespace_and_a_name() -> None:
             {"defaults": {"evaluate": {"tolerations": [{"opertor": "Exists"}]}}},
             "defaults.evaluate.tolerations[0].opertor: unknown field; did you mean operator?",
         ),
+        ({"env": [{"nam": "A"}]}, "env[0].nam: unknown field; did you mean name?"),
+        (
+            {"env": [{"name": "A", "valueFrom": {"secretRef": {}}}]},
+            "env[0].valueFrom.secretRef: unknown field; known fields: secretKeyRef, configMapKeyRef, fieldRef, ",
+        ),
+        ({"volumes": [{"name": "a"}]}, "volumes[0] must have exactly one source, not 0"),
+        ({"volumes": [{"name": "config", "emptyDir": {}}]}, "volumes[0].name must be unique and none of config, "),
+        ({"volumeMounts": [{"name": "a", "mountPath": "/a"}]}, "volumeMounts[0].name must be a name in volumes, not a"),
         ({"defaults": []}, "defaults must be an object with workers, prepare, evaluate"),
     ],
 )

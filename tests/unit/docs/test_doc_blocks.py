@@ -218,6 +218,14 @@ def test_commands_are_found_in_blocks(language: str, text: str, expected: list[l
     assert [list(one.words) for one in commands_of(Block(ROOT / "README.md", language, text, 1))] == expected
 
 
+def test_the_three_ways_to_use_it_in_a_cluster_are_short() -> None:
+    """Helm, kubectl apply of an installation, and GitOps."""
+    section = (ROOT / "README.md").read_text().partition("## In a cluster")[2].partition("\n## ")[0]
+    ways = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    assert [any(word in way for way in ways) for word in ("helm install", "install.yaml", "apply -k")] == [True] * 3
+    assert all(len(way.splitlines()) <= 20 for way in ways)
+
+
 # ---- links -----------------------------------------------------------------------------------------------------------
 
 

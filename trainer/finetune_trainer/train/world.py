@@ -1,6 +1,7 @@
 """The process group of a training, and the device and the floating-point type of its ranks."""
 
 import os
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -87,11 +88,27 @@ def end_process_group() -> None:
 
 
 def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
-    present = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}"
+    with warnings.catch_warnings(record=True) as caught:  # torch warns if the driver is older than its CUDA
+        warnings.simplefilter("always")
+        present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if present < runtime.local_world_size:
+        reasons = "".join(f": {_first_line(one.message)}" for one in caught[:1])
         raise BadConfigError(
-            f"spec.workers.gpusPerNode is {config.spec.workers.gpus_per_node}, but the worker sees {present} GPUs",
+            f"{wanted}, but the worker sees {present} GPUs{reasons}",
             advice=f"check that the node has that many {config.spec.workers.gpu_resource} and that torch in the image "
             "supports them (CUDA or ROCm), or set spec.workers.gpusPerNode to 0 to train on the CPU",
         )
-    torch.cuda.set_device(runtime.local_rank)
+    try:
+        torch.cuda.set_device(runtime.local_rank)
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise BadConfigError(
+            f"{wanted}, but CUDA cannot be used: {_first_line(error)}",
+            advice="if the driver is too old, update it on the node, or set spec.workers.image to an image whose torch "
+            f"was built for it; this one needs CUDA {torch.version.cuda}",
+        ) from error
+
+
+def _first_line(message: object) -> str:
+    return str(message).partition("\n")[0][:300]
