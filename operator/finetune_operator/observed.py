@@ -303,7 +303,7 @@ def _attempt(
         job_name=metadata["name"],
         uid=metadata.get("uid", ""),
         created_at=metadata.get("creationTimestamp", ""),
-        ended_at=max(terminal.values(), default=max(pod.finished_at for pod in pods) if held or succeeded else ""),
+        ended_at=max(terminal.values() or (pod.finished_at for pod in pods if held or succeeded), default=""),
         succeeded=succeeded,
         failed=("Failed" in terminal or held) and not succeeded,
         deleting="deletionTimestamp" in metadata,

@@ -460,6 +460,10 @@ def test_a_child_of_another_owner_is_reported_and_not_changed(admin: Path, names
     run_scenario(admin, namespace, scenario)
 
 
+def promoted_below(loss: float) -> dict[str, Any]:
+    return {"evaluation": {"promote": {"thresholds": [{"metric": "Loss", "max": loss}]}}}
+
+
 ADAPTED = {"method": {"lora": {}}}
 NOTHING: tuple[Stage, ...] = ()
 ALL_STAGES = run_stages()
@@ -469,6 +473,8 @@ FINISHED_CHANGES = [
         {}, {"model": {"dtype": "Float32"}, "training": {"batching": "Padded"}}, 1, NOTHING, id="automatic values"
     ),
     pytest.param({}, {"evaluation": {"maxNewTokens": 65}}, 1, (Stage.EVALUATE,), id="sample answers"),
+    pytest.param({}, {"evaluation": {"prompts": ["Hello"]}}, 1, (Stage.EVALUATE,), id="sample prompt"),
+    pytest.param(promoted_below(9), promoted_below(8), 1, (Stage.EVALUATE,), id="promotion threshold"),
     pytest.param(ADAPTED, {"output": {"formats": ["Merged", "Adapter"]}}, 1, (Stage.EVALUATE,), id="export format"),
     pytest.param({}, {"output": {"formats": ["Merged", "Int8"]}}, 1, (Stage.EVALUATE,), id="quantized export"),
     pytest.param({}, {"workers": {"nodes": 1}, "checkpoint": {"keepLast": 4}}, 1, NOTHING, id="attempt"),

@@ -137,6 +137,12 @@ def failed_job(
     return child
 
 
+def test_a_complete_job_whose_pods_are_gone_has_succeeded() -> None:
+    conditions = [{"type": "Complete", "status": "True", "lastTransitionTime": ENDED_AT}]
+    (child,) = Observed.from_manifests("u", [make_job("train", owner="u", conditions=conditions)], []).attempts
+    assert (child.succeeded, child.ended_at) == (True, ENDED_AT)
+
+
 def test_trainers_that_run_while_a_job_begins_to_fail_are_waited_for() -> None:
     child = failed_job(OVER, RUNNING, condition="FailureTarget")
     assert (child.succeeded, child.failed, child.active) == (False, False, True)
