@@ -473,7 +473,13 @@ FINISHED_CHANGES = [
         {}, {"model": {"dtype": "Float32"}, "training": {"batching": "Padded"}}, 1, NOTHING, id="automatic values"
     ),
     pytest.param({}, {"evaluation": {"maxNewTokens": 65}}, 1, (Stage.EVALUATE,), id="sample answers"),
-    pytest.param({}, {"evaluation": {"prompts": ["Hello"]}}, 1, (Stage.EVALUATE,), id="sample prompt"),
+    pytest.param(
+        {"model": {"task": "CausalLM"}, "data": {"format": "Chat"}},
+        {"evaluation": {"prompts": ["Hello"]}},
+        1,
+        (Stage.EVALUATE,),
+        id="sample prompt",
+    ),
     pytest.param(promoted_below(9), promoted_below(8), 1, (Stage.EVALUATE,), id="promotion threshold"),
     pytest.param(ADAPTED, {"output": {"formats": ["Merged", "Adapter"]}}, 1, (Stage.EVALUATE,), id="export format"),
     pytest.param({}, {"output": {"formats": ["Merged", "Int8"]}}, 1, (Stage.EVALUATE,), id="quantized export"),
