@@ -18,6 +18,7 @@ import pytest
 import mlflow_server
 import real_models
 import trackio_server
+from command_line import CommandLine, command_line
 from finetune_api.trainer_config import StorageSettings
 from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
@@ -141,6 +142,13 @@ def storage_settings(store_server: EmbeddedStore, monkeypatch: pytest.MonkeyPatc
 def store(storage_settings: StorageSettings, bucket: str) -> ObjectStore:
     """A client of the real server. The test's own bucket is the fixture `bucket`: `f"s3://{bucket}/..."`."""
     return ObjectStore.connect(storage_settings)
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """Runs `finetune` commands without importing their modules each time."""
+    with command_line(tmp_path_factory.mktemp("commands")) as commands:
+        yield commands
 
 
 @pytest.fixture(scope="session")

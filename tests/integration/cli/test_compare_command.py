@@ -2,19 +2,17 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command_line import CommandLine
 from compared_runs import UID, evaluation, record, stored, training
 from factories import make_job
 from finetune_api.run_layout import RunLayout
 from finetune_api.trainer_config import StorageSettings
 from finetune_trainer.store import ObjectStore
-from process_support import base_environment
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\u202e$\\frac{1}{2}$\nnext"
 
@@ -25,19 +23,12 @@ def output(bucket: str) -> str:
 
 
 @pytest.fixture
-def compare(storage_settings: StorageSettings, tmp_path: Path):
-    """Run the command; returns status, output and errors."""
+def compare(storage_settings: StorageSettings, tmp_path: Path, commands: CommandLine):
+    """Run the command; returns status, output and errors. `fresh`: in a new interpreter."""
 
-    def go(*arguments: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "finetune_cli", "compare", *arguments, "--endpoint", str(storage_settings.endpoint)],
-            cwd=tmp_path,
-            env={**base_environment(), "COLUMNS": "80"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    def go(*arguments: str, fresh: bool = False) -> tuple[int, str, str]:
+        run = commands.fresh if fresh else commands.run
+        done = run("compare", *arguments, "--endpoint", str(storage_settings.endpoint), cwd=tmp_path)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout, done.stderr
 
@@ -57,7 +48,7 @@ def test_two_runs_are_compared(store: ObjectStore, output: str, compare, tmp_pat
         spec={"training": {"epochs": 5}, "method": {"lora": {"rank": 8}, "full": None}, "workers": {"nodes": 2}},
         documents={"evaluation.json": evaluation(0.95), "training.json": training(60, trained_parameters=294_912)},
     )
-    status, text, err = compare(first, f"{second}/", "--html", "page.html")
+    status, text, err = compare(first, f"{second}/", "--html", "page.html", fresh=True)
     lines = text.splitlines()
     assert (status, err) == (0, "")
     assert max(map(len, lines)) <= 80

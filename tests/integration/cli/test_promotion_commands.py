@@ -2,8 +2,6 @@
 
 import getpass
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +12,11 @@ import pytest
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from command_line import CommandLine
 from finetune_api.run_layout import PromotionLayout
 from finetune_api.trainer_config import StorageSettings
 from finetune_trainer.store import ObjectStore
 from finetune_trainer.tracking.mlflow import client_of
-from process_support import base_environment
 from promoted_models import StoredModel, promoted_files, stored_model
 
 
@@ -28,19 +26,12 @@ def output(bucket: str) -> str:
 
 
 @pytest.fixture
-def finetune(storage_settings: StorageSettings, tmp_path: Path):
-    """Run a command; returns status, lines and errors."""
+def finetune(storage_settings: StorageSettings, tmp_path: Path, commands: CommandLine):
+    """Run a command; returns status, lines and errors. `fresh`: in a new interpreter."""
 
-    def go(*arguments: str) -> tuple[int, list[str], str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "finetune_cli", *arguments, "--endpoint", str(storage_settings.endpoint)],
-            cwd=tmp_path,
-            env={**base_environment(), "COLUMNS": "80"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    def go(*arguments: str, fresh: bool = False) -> tuple[int, list[str], str]:
+        run = commands.fresh if fresh else commands.run
+        done = run(*arguments, "--endpoint", str(storage_settings.endpoint), cwd=tmp_path)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout.splitlines(), done.stderr
 
@@ -59,7 +50,7 @@ def record_of(store: ObjectStore, output: str) -> dict:
 
 def test_models_are_promoted_and_rolled_back(store: ObjectStore, output: str, finetune) -> None:
     first, second = evaluated(store, output, 1), evaluated(store, output, 2)
-    status, lines, err = finetune("promote", first.layout.uri, "--reason", "the first one")
+    status, lines, err = finetune("promote", first.layout.uri, "--reason", "the first one", fresh=True)
     assert (status, err) == (0, "")
     assert lines[0] == f"{output}/promoted.json: {first.uri}, the first promoted model"
     assert lines[1].startswith(f"{output}/promoted/: 3 files, ")
@@ -75,10 +66,10 @@ def test_models_are_promoted_and_rolled_back(store: ObjectStore, output: str, fi
     assert (status, lines[0]) == (0, f"{output}/promoted.json: {second.uri} is already promoted")
     assert record_of(store, output)["number"] == 2
 
-    status, lines, _ = finetune("rollback", output, "--reason", "slow")
+    status, lines, _ = finetune("rollback", output, "--reason", "slow", fresh=True)
     assert (status, lines[0]) == (0, f"{output}/promoted.json: {first.uri} replaces {second.uri}")
     assert promoted_files(store, output) == first.contents
-    status, lines, _ = finetune("promoted", f"{output}/")
+    status, lines, _ = finetune("promoted", f"{output}/", fresh=True)
     assert (status, lines[0], lines[1]) == (0, f"model: {first.uri}", f"digest: {first.digest}")
     assert "reason: slow" in lines
     assert lines[lines.index("rolled back:") + 2].endswith(second.uri)

@@ -3,32 +3,39 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from ruamel.yaml import YAML
 
 import tiny_models
-from process_support import base_environment
+from command_line import CommandLine
 from rows import chats, classified, jsonl
 
 EVIL = 'lab\x1b[2J: el\n# "x"'
 
 
-def finetune(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run a command; returns status, output and errors."""
-    done = subprocess.run(
-        [sys.executable, "-m", "finetune_cli", *arguments],
-        cwd=folder,
-        env=base_environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+class Finetune(Protocol):
+    """Runs a command in the folder; returns status, output and errors."""
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]: ...
+
+
+def checked(done: "subprocess.CompletedProcess[str]") -> tuple[int, str, str]:
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def finetune(folder: Path, commands: CommandLine) -> Finetune:
+    return lambda *arguments: checked(commands.run(*arguments, cwd=folder, within=400))
+
+
+@pytest.fixture
+def fresh_finetune(folder: Path, commands: CommandLine) -> Finetune:
+    """In a new interpreter."""
+    return lambda *arguments: checked(commands.fresh(*arguments, cwd=folder, within=400))
 
 
 @pytest.fixture
@@ -39,8 +46,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_first_job_of_a_file_is_valid_and_runs(folder: Path) -> None:
-    status, out, err = finetune(folder, "init", "--data", "reviews.jsonl", "--model", "bert")
+def test_the_first_job_of_a_file_is_valid_and_runs(folder: Path, finetune: Finetune, fresh_finetune: Finetune) -> None:
+    status, out, err = fresh_finetune("init", "--data", "reviews.jsonl", "--model", "bert")
     assert (status, err) == (0, "")
     assert out == "job.yaml: Classification, 60 records read; run `finetune run job.yaml`\n"
     text = (folder / "job.yaml").read_text()
@@ -54,46 +61,48 @@ def test_the_first_job_of_a_file_is_valid_and_runs(folder: Path) -> None:
         (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{choice}:")]
         before = text.splitlines()[text.splitlines().index(line) - 1]
         assert "#" in line or "#" in before, f"{choice} has a comment"
-    status, out, _ = finetune(folder, "validate", "job.yaml")
+    status, out, _ = fresh_finetune("validate", "job.yaml")
     assert (status, out.splitlines()[0]) == (0, "job.yaml: valid")
-    status, out, err = finetune(folder, "plan", "job.yaml", "-o", "json")
+    status, out, err = fresh_finetune("plan", "job.yaml", "-o", "json")
     planned = json.loads(out)
     assert (status, planned["seconds"], planned["trainedParameters"]) == (0, None, planned["parameters"]), err
-    status, out, err = finetune(folder, "run", "job.yaml", "--output", "plain")
+    status, out, err = fresh_finetune("run", "job.yaml", "--output", "plain")
     assert status == 0, out + err
-    status, out, _ = finetune(folder, "status", "-o", "json")
+    status, out, _ = finetune("status", "-o", "json")
     found = json.loads(out)["status"]
     assert found["phase"] == "Succeeded"
     assert found["run"]["progress"]["totalSteps"] == planned["totalSteps"]
     assert found["run"]["resolved"]["zeroStage"] == planned["zeroStage"]
-    status, out, err = finetune(folder, "plan", "job.yaml")
+    status, out, err = finetune("plan", "job.yaml")
     lines = [line for line in out.splitlines() if str(folder) not in line]
     assert (status, err, lines[0], max(map(len, lines)) <= 80) == (0, "", "reviews can be trained", True)
     assert f"{planned['totalSteps']} ({planned['stepsPerEpoch']} per epoch of 48 examples)" in out
     assert "measured in r0001-" in out
 
 
-def test_a_training_that_does_not_fit_is_refused_with_settings_that_fit(folder: Path) -> None:
-    status, _, err = finetune(folder, "init", "--data", "reviews.jsonl", "--model", "bert")
+def test_a_training_that_does_not_fit_is_refused_with_settings_that_fit(folder: Path, finetune: Finetune) -> None:
+    status, _, err = finetune("init", "--data", "reviews.jsonl", "--model", "bert")
     assert status == 0, err
     job = YAML(typ="safe").load((folder / "job.yaml").read_text())
     job["spec"]["workers"] = {"resources": {"limits": {"memory": "1Gi"}}}
     with (folder / "job.yaml").open("w") as file:
         YAML().dump(job, file)
-    status, out, err = finetune(folder, "plan", "job.yaml", "-o", "markdown")
+    status, out, err = finetune("plan", "job.yaml", "-o", "markdown")
     assert (status, out) == (78, "")
     assert re.search(r"spec\.workers\.resources\.limits\.memory must be at least 2Gi for .*, not 1Gi;", err), err
     assert "raise spec.workers.resources.limits.memory to 2Gi" in err
 
 
-def test_the_plan_of_a_training_on_gpus_shows_their_memory_and_that_of_the_host(folder: Path) -> None:
-    status, _, err = finetune(folder, "init", "--data", "reviews.jsonl", "--model", "bert")
+def test_the_plan_of_a_training_on_gpus_shows_their_memory_and_that_of_the_host(
+    folder: Path, finetune: Finetune
+) -> None:
+    status, _, err = finetune("init", "--data", "reviews.jsonl", "--model", "bert")
     assert status == 0, err
     job = YAML(typ="safe").load((folder / "job.yaml").read_text())
     job["spec"]["workers"] = {"gpusPerNode": 2, "gpuMemory": "16Gi"}
     with (folder / "job.yaml").open("w") as file:
         YAML().dump(job, file)
-    status, out, err = finetune(folder, "plan", "job.yaml")
+    status, out, err = finetune("plan", "job.yaml")
     assert (status, err) == (0, ""), err
     words = " ".join(out.split())
     # CUDA and NCCL take most of it for a model of this size.
@@ -102,13 +111,13 @@ def test_the_plan_of_a_training_on_gpus_shows_their_memory_and_that_of_the_host(
     assert "ZeRO stage 2: the lowest that fits the memory of a GPU (2." in words
 
 
-def test_columns_are_named_and_texts_of_the_file_stay_texts(folder: Path) -> None:
+def test_columns_are_named_and_texts_of_the_file_stay_texts(folder: Path, finetune: Finetune) -> None:
     """Names of files and columns may have any characters."""
     rows = [{"sentence": row["text"], EVIL: row["label"]} for row in classified()]
     name = "my: [data] 'x'.jsonl"
     (folder / name).write_bytes(jsonl(rows))
     columns = ("--column", "text=sentence", "--column", f"label={EVIL}")
-    status, _, err = finetune(folder, "init", "--data", name, "--model", "bert", *columns, "-o", "other.yaml")
+    status, _, err = finetune("init", "--data", name, "--model", "bert", *columns, "-o", "other.yaml")
     assert (status, err) == (0, "")
     spec = YAML(typ="safe").load((folder / "other.yaml").read_text())["spec"]
     assert spec["data"]["columns"] == {"text": "sentence", "label": EVIL}
@@ -116,10 +125,10 @@ def test_columns_are_named_and_texts_of_the_file_stay_texts(folder: Path) -> Non
     assert "\x1b" not in (folder / "other.yaml").read_text()
 
 
-def test_a_chat_model_gets_the_length_of_its_conversations(folder: Path) -> None:
+def test_a_chat_model_gets_the_length_of_its_conversations(folder: Path, finetune: Finetune) -> None:
     tiny_models.save_tiny_llama(folder / "llama", tiny_models.CHATML)
     (folder / "chats.jsonl").write_bytes(jsonl(chats(40)))
-    status, out, err = finetune(folder, "init", "--data", "chats.jsonl", "--model", "llama")
+    status, out, err = finetune("init", "--data", "chats.jsonl", "--model", "llama")
     assert (status, err) == (0, ""), out
     spec = YAML(typ="safe").load((folder / "job.yaml").read_text())["spec"]
     assert spec["data"]["format"] == "Chat"
@@ -145,9 +154,9 @@ def test_a_chat_model_gets_the_length_of_its_conversations(folder: Path) -> None
     ],
 )
 def test_bad_input_is_an_error_that_names_it(
-    folder: Path, content: bytes, arguments: tuple[str, ...], expected: int, words: str
+    folder: Path, finetune: Finetune, content: bytes, arguments: tuple[str, ...], expected: int, words: str
 ) -> None:
     (folder / "data.jsonl").write_bytes(content)
-    status, out, err = finetune(folder, "init", "--data", "data.jsonl", "--model", "bert", *arguments)
+    status, out, err = finetune("init", "--data", "data.jsonl", "--model", "bert", *arguments)
     assert (status, out, words in err) == (expected, "", True), err
     assert not (folder / "job.yaml").exists()
