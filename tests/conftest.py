@@ -5,6 +5,7 @@ FINETUNE_TEST_CACHE       folder of the built programs, instead of the user's ca
 """
 
 import multiprocessing
+import os
 import re
 import signal
 import uuid
@@ -32,8 +33,10 @@ from testcluster.missing import MissingError
 def pytest_configure(config: pytest.Config) -> None:
     """Restore SIGINT, which a shell ignores in background jobs and their children; disable Hypothesis's deadlines.
 
-    A deadline of 200 ms per example would depend on the load of the machine.
+    A deadline of 200 ms per example would depend on the load of the machine. Programs in Go, such as the API server and
+    SeaweedFS, collect garbage less often, which saves them 15 to 25 % of their CPU time.
     """
+    os.environ.setdefault("GOGC", "300")
     config.stash[REASONS] = {}
     hypothesis.settings.register_profile("any-machine", deadline=None)
     hypothesis.settings.load_profile("any-machine")

@@ -202,9 +202,9 @@ def installed(control_plane: ControlPlane, admin: Path) -> Kubectl:
     return kubectl
 
 
-@pytest.fixture
-def jobs(installed: Kubectl, namespace: str) -> Kubectl:
-    return installed.within(namespace)
+@pytest.fixture(scope="module")
+def jobs(installed: Kubectl, shared_namespace: str) -> Kubectl:
+    return installed.within(shared_namespace)
 
 
 def test_the_api_server_accepts_the_schema(installed: Kubectl) -> None:
@@ -370,7 +370,7 @@ def test_status_is_a_subresource(jobs: Kubectl) -> None:
     assert (job["status"]["phase"], job["spec"]["suspend"]) == ("Pending", False)
 
 
-def test_kubectl_get_shows_readable_values_and_why_a_job_waits(kubectl: Kubectl) -> None:
+def test_kubectl_get_shows_readable_values_and_why_a_job_waits(jobs: Kubectl) -> None:
     progress = ProgressStatus(step=27, total_steps=100, percent=27, loss=1.4480993092066088, eta_seconds=134)
     status = status_after(
         make_status(run=3, stage="train", attempt=1, progress=progress, restarts=1),
@@ -378,12 +378,12 @@ def test_kubectl_get_shows_readable_values_and_why_a_job_waits(kubectl: Kubectl)
         generation=1,
         now="2026-01-01T12:00:00Z",
     )
-    kubectl.apply(make_job("topics-train", namespace=kubectl.namespace))
+    jobs.apply(make_job("topics-train", namespace=jobs.namespace))
     patch = json.dumps({"status": status.written()})
-    kubectl("patch", "ftj/topics-train", "--subresource=status", "--type=merge", f"--patch={patch}")
-    heading, row = kubectl("get", "ftj", "topics-train").splitlines()
+    jobs("patch", "ftj/topics-train", "--subresource=status", "--type=merge", f"--patch={patch}")
+    heading, row = jobs("get", "ftj", "topics-train").splitlines()
     assert heading.split() == ["NAME", "PHASE", "REASON", "PROGRESS", "LOSS", "ETA", "RESTARTS", "AGE"]
     assert row.split()[:-1] == ["topics-train", "Training", "Training", "27%", "1.448", "2m14s", "1"]
     assert max(map(len, (heading, row))) <= 80
-    wide = kubectl("get", "ftj", "topics-train", "-o", "wide").splitlines()[0].split()
+    wide = jobs("get", "ftj", "topics-train", "-o", "wide").splitlines()[0].split()
     assert wide[8:] == ["RUN", "CHECKPOINT-AGE", "NODES", "MODEL"]

@@ -11,6 +11,8 @@ from ruamel.yaml import YAML
 
 from doc_pages import Block, Command, blocks, commands
 from testcluster.access import Kubectl
+from testcluster.control_plane import ControlPlane
+from testcluster.existing import ExistingCluster
 
 WITH_RESOURCES = frozenset({"delete", "describe", "edit", "get", "label", "patch", "rollout", "wait"})
 """Commands whose first argument is a resource; that of rollout follows its own command."""
@@ -40,20 +42,31 @@ def resources(kubectl: Kubectl) -> frozenset[str]:
     return frozenset(names())
 
 
+@cache
+def global_options(kubectl: Kubectl) -> str:
+    return kubectl("options")
+
+
+@pytest.fixture(scope="module")
+def shared_kubectl(control_plane: ControlPlane | ExistingCluster, admin: Path, shared_namespace: str) -> Kubectl:
+    """kubectl after installing the CRD."""
+    assert admin
+    return control_plane.kubectl.within(shared_namespace)
+
+
 @pytest.mark.parametrize("command", commands("kubectl"), ids=str)
 def test_kubectl_has_the_command_and_its_options(
-    admin: Path, kubectl: Kubectl, command: Command, monkeypatch: pytest.MonkeyPatch
+    shared_kubectl: Kubectl, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert admin, "the CRD is installed"
     for variable in command.variables:  # they enable options
         monkeypatch.setenv(*variable.split("=", 1))
     words = positional(command)
-    shown = kubectl(*words[:3], "--help") + kubectl("options")
+    shown = shared_kubectl(*words[:3], "--help") + global_options(shared_kubectl)
     assert f"kubectl {words[0]}" in shown
     assert set(command.options) <= set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", shown))
     if words[0] in WITH_RESOURCES:
         named = words[2 if words[0] == "rollout" else 1].partition("/")[0].split(",")
-        assert set(named) <= resources(kubectl)
+        assert set(named) <= resources(shared_kubectl)
 
 
 def read(block: Block) -> Any:
@@ -68,6 +81,5 @@ def manifests() -> list[Block]:
 
 
 @pytest.mark.parametrize("block", manifests(), ids=str)
-def test_the_api_server_accepts_the_manifest(admin: Path, kubectl: Kubectl, block: Block) -> None:
-    assert admin, "the CRD is installed"
-    assert kubectl.refusal(read(block)) is None
+def test_the_api_server_accepts_the_manifest(shared_kubectl: Kubectl, block: Block) -> None:
+    assert shared_kubectl.refusal(read(block)) is None
