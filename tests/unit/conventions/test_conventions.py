@@ -24,6 +24,8 @@ KNOWN_HOSTS = (
 
 BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.Try, ast.Match)
 """`with` does not count, because it is a scope and not a branch."""
+PARTS = (ast.stmt, ast.excepthandler, ast.match_case)
+"""Nodes that can contain blocks; expressions, most of all nodes, cannot."""
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -52,7 +54,7 @@ def nesting(node: ast.AST) -> int:
     """Depth of blocks below a node; `elif` counts as its `if`, a nested function starts at zero."""
     deepest = 0
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (*FUNCTIONS, ast.ClassDef)):
+        if not isinstance(child, PARTS) or isinstance(child, (*FUNCTIONS, ast.ClassDef)):
             continue
         is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
         deepest = max(deepest, nesting(child) + (isinstance(child, BLOCKS) and not is_elif))

@@ -1,5 +1,6 @@
 """A method and a task that are added in files of their own work without an edit elsewhere."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,31 +81,40 @@ def extended() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(
-    ("package", "registry", "source", "name"),
-    [
-        ("methods", "METHODS", NEW_METHOD, "nothing"),
-        ("methods.pruning", "PRUNERS", NEW_PRUNER, "Nothing"),
-        ("tasks", "TASKS", NEW_TASK, "Backwards"),
-    ],
-)
-def test_a_file_that_is_put_into_the_package_is_found(
-    package: str, registry: str, source: str, name: str, tmp_path: Path
-) -> None:
-    (tmp_path / "added.py").write_text(source)
-    code = (
-        f"import finetune_trainer.{package} as package; package.__path__.append({str(tmp_path)!r}); "
-        f"print(package.{registry}[{name!r}].name, *package.{registry})"
-    )
+ADDED = {
+    "methods": ("METHODS", NEW_METHOD, "nothing"),
+    "methods.pruning": ("PRUNERS", NEW_PRUNER, "Nothing"),
+    "tasks": ("TASKS", NEW_TASK, "Backwards"),
+}
+FIND = """
+import importlib, json, sys
+for package, folder, registry, name in json.loads(sys.argv[1]):
+    module = importlib.import_module(f"finetune_trainer.{package}")
+    module.__path__.append(folder)
+    found = getattr(module, registry)
+    print(json.dumps([found[name].name, *found]))
+"""
+
+
+def test_a_file_that_is_put_into_a_package_is_found(tmp_path: Path) -> None:
+    """In a new process, because the registries of this one have been read."""
+    arguments = []
+    for package, (registry, source, name) in ADDED.items():
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "added.py").write_text(source)
+        arguments.append([package, str(tmp_path / package), registry, name])
+    command = [sys.executable, "-c", FIND, json.dumps(arguments)]
     env = {"PYTHONPATH": ":".join(ROOTS)}
-    found = subprocess.run([sys.executable, "-c", code], check=True, env=env, capture_output=True, text=True)
-    first, *every = found.stdout.split()
+    found = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
     known = {
         "methods": set(Method.blocks()),
         "methods.pruning": {str(algorithm) for algorithm in PruningAlgorithm},
         "tasks": {str(task) for task in Task},
-    }[package]
-    assert (first, set(every)) == (name, known | {name})
+    }
+    for line, package in zip(found.stdout.splitlines(), ADDED, strict=True):
+        first, *every = json.loads(line)
+        name = ADDED[package][-1]
+        assert (first, set(every)) == (name, known[package] | {name})
 
 
 def test_what_can_be_written_in_a_spec_is_what_the_trainer_knows() -> None:
