@@ -80,6 +80,7 @@ _ROWS = (
             "torch.utils.data",
             "transformers.integrations.deepspeed",
             "deepspeed",
+            "deepspeed.module_inject.auto_ep_layer",  # imported by every engine
             *_OURS,
             "finetune_trainer.checkpoint.upload.standby",
         ),

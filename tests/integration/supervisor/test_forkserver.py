@@ -178,7 +178,7 @@ def packages():
 
 before = packages()
 __import__(sys.argv[2])
-heavy = {"torch", "transformers", "peft", "sklearn", "deepspeed", "bitsandbytes", "mlflow", "wandb"}
+heavy = {"torch", "transformers", "peft", "scipy", "sklearn", "deepspeed", "bitsandbytes", "mlflow", "wandb"}
 print("heavy:", *sorted(heavy & before))
 print("late:", *sorted(packages() - before))
 print("compiler:", "torch._inductor.compile_fx" in sys.modules)
@@ -190,7 +190,7 @@ print("compiler:", "torch._inductor.compile_fx" in sys.modules)
     [
         ("prepare", "finetune_trainer.data.prepare", "torch transformers"),
         ("train", "finetune_trainer.train.stage", "deepspeed peft torch transformers"),
-        ("evaluate", "finetune_trainer.evaluate.stage", "peft torch transformers"),
+        ("evaluate", "finetune_trainer.evaluate.stage", "peft scipy torch transformers"),
     ],
 )
 def test_a_server_of_one_stage_imports_only_what_that_stage_needs(stage: str, module: str, heavy: str) -> None:

@@ -7,6 +7,7 @@ imports modules, with one thread, and `import_libraries` checks that no import h
 import gc
 import importlib
 import os
+import pkgutil
 import random
 import sys
 from collections.abc import Collection, Mapping
@@ -16,10 +17,14 @@ from finetune_api.stages import STAGES
 
 from ..bitsandbytes_import import disable_bitsandbytes
 from ..deepspeed_imports import disable_shared_memory_kernel, import_muon, without_mlflow
+from ..transformers_imports import import_losses
 
 SINGLE_THREADED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables that the math libraries read when they are loaded. With one thread they create no pool, which a fork would
 break."""
+
+
+_REGISTRIES = ("finetune_trainer.methods", "finetune_trainer.tasks")
 
 
 def prepare_environment(accelerator: str) -> None:
@@ -52,13 +57,23 @@ def _import(accelerator: str, stages: Collection[Stage]) -> None:
     with without_mlflow():
         for name in dict.fromkeys([*(name for spec in specs for name in spec.libraries), *entries]):
             importlib.import_module(name)
+            if name == "transformers":
+                import_losses()
     importlib.import_module("finetune_trainer.store.credentials").parse_descriptions()
     if any(spec.loads_model for spec in specs):
         _build_conversions()
     if Stage.TRAIN in stages:
         import_muon()
+        for package in _REGISTRIES:
+            _import_all(package)
     if accelerator == "cpu" and Stage.TRAIN in stages:
         disable_shared_memory_kernel()
+
+
+def _import_all(package: str) -> None:
+    """Import all modules of a package, as its registry does at the first lookup: 0.02 s in every rank."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def _build_conversions() -> None:
