@@ -186,7 +186,7 @@ class TrainingSetup:
     def namespace(self, stuck: str = "") -> Iterator[tuple[Objects, Kubectl]]:
         """A namespace with a kubelet."""
         with (
-            fresh_namespace(self.control, within=60) as name,
+            fresh_namespace(self.control) as name,
             running_kubelet(self.loop, self.admin, name) as kubelet,
             closing(Objects(self.loop, self.admin, name)) as objects,
         ):

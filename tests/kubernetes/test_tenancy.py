@@ -69,7 +69,7 @@ def admissions(
     with ExitStack() as stack:
         found = {}
         for number, text in enumerate(texts):
-            namespace = stack.enter_context(fresh_namespace(control_plane, within=60))
+            namespace = stack.enter_context(fresh_namespace(control_plane))
             # A field with which every policy refuses the probe; no other case sets it.
             policy = {"priorityClasses": [], **json.loads(text)}
             values = CHART_VALUES | {"namespaces": [namespace], "jobPolicy": policy | {"admission": {"create": True}}}
@@ -562,7 +562,7 @@ def tenants(
         stack.callback(control_plane.kubectl, "delete", f"priorityclass/{PRIORITY}", f"runtimeclass/{RUNTIME}")
         found = {}
         for name in ("open", "limited"):
-            namespace = stack.enter_context(fresh_namespace(control_plane, within=60))
+            namespace = stack.enter_context(fresh_namespace(control_plane))
             kubectl = control_plane.kubectl.within(namespace)
             kubectl("create", "role", USER, f"--verb={VERBS}", "--resource=finetunejobs.finetune.dev")
             kubectl("create", "rolebinding", USER, f"--role={USER}", f"--user={USER}")

@@ -18,7 +18,7 @@ from finetune_cli.local.embedded_store import EmbeddedStore
 from finetune_trainer.store import ObjectStore
 from operator_process import OperatorProcess, events_of, install
 from rows import colors
-from testcluster.access import Kubectl, condition
+from testcluster.access import Kubectl, condition, documents
 from testcluster.control_plane import ControlPlane
 from testcluster.existing import ExistingCluster
 from testcluster.forward import Forward
@@ -38,12 +38,14 @@ Pod = dict[str, Any]
 
 
 @contextmanager
-def fresh_namespace(control: ControlPlane | ExistingCluster, *, within: float = 30) -> Iterator[str]:
+def fresh_namespace(control: ControlPlane | ExistingCluster) -> Iterator[str]:
     """A namespace in which pods can be created. A test may delete it."""
     name = f"test-{uuid.uuid4().hex[:8]}"
-    control.kubectl("create", "namespace", name)
-    # Created by a controller; no pod is admitted before.
-    control.kubectl.within(name).until("serviceaccount/default", lambda _: True, within=within)
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    # No pod is admitted without it. A controller creates it too, sooner or later.
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}}
+    manifests = documents([space, account])
+    control.kubectl.within(name)("apply", "--server-side", "--validate=false", "-f", "-", stdin=manifests)
     try:
         yield name
     finally:
