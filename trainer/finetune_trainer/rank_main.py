@@ -27,6 +27,7 @@ from finetune_api.progress import EvaluateResult, TerminationMessage, TrainResul
 from finetune_api.stages import STAGES
 from finetune_api.trainer_config import CONFIG_VERSION, Prepared, TrainerConfig
 
+from .allocator import return_freed_memory
 from .bitsandbytes_import import disable_bitsandbytes
 from .errors import (
     PROGRAM_ERROR_ADVICE,
@@ -69,6 +70,7 @@ def run_rank(config_path: Path) -> int:
 def run_bound(config_path: Path, bind: Bind) -> int:
     """Like `run_rank`, for any stage function: `bind` imports it and binds its arguments."""
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET_ENVIRONMENT.items()})
+    return_freed_memory(os.environ)
     disable_bitsandbytes()
     try:
         runtime = RuntimeEnv.from_environ(os.environ)

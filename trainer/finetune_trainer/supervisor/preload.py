@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from finetune_api.constants import Env, Stage
 from finetune_api.stages import STAGES
 
+from ..allocator import use_expandable_segments
 from ..bitsandbytes_import import disable_bitsandbytes
 from ..deepspeed_imports import disable_shared_memory_kernel, import_muon, without_mlflow
 from ..transformers_imports import import_losses
@@ -32,6 +33,8 @@ def prepare_environment(accelerator: str) -> None:
     for name in SINGLE_THREADED:
         os.environ[name] = "1"
     os.environ[Env.DS_ACCELERATOR] = accelerator
+    if accelerator == "cuda":
+        use_expandable_segments(os.environ)  # some versions of torch read it when they are imported
 
 
 def import_libraries(accelerator: str, stages: Collection[Stage]) -> None:

@@ -12,6 +12,7 @@ from finetune_api.constants import Env
 from finetune_api.trainer_config import PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import Dtype
 
+from ..allocator import use_expandable_segments
 from ..collectives import forget_waiting_group, open_waiting_group, sum_over_ranks
 from ..deepspeed_imports import disable_shared_memory_kernel
 from ..errors import BadConfigError
@@ -99,6 +100,7 @@ def _take_gpu(config: TrainerConfig, runtime: RuntimeEnv) -> None:
             advice=f"check that the node has that many {config.spec.workers.gpu_resource} and that torch in the image "
             "supports them (CUDA or ROCm), or set spec.workers.gpusPerNode to 0 to train on the CPU",
         )
+    use_expandable_segments(os.environ)
     try:
         torch.cuda.set_device(runtime.local_rank)
         torch.cuda.init()  # type: ignore[no-untyped-call]
