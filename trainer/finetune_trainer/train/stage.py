@@ -18,6 +18,7 @@ from finetune_api.rules import limiting_memory, limits_micro_batch
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import Batching, Dtype
 
+from ..background import Background
 from ..checkpoint.engine import rng
 from ..checkpoint.manager import CheckpointManager
 from ..collectives import gather_over_ranks, rank_zero, stop_if_agreed
@@ -31,7 +32,7 @@ from ..methods.base import Weights
 from ..methods.pruning import Masks
 from ..methods.pruning.record import PruningRecord
 from ..model.export import Exported, export
-from ..model.fetch import prepared_model
+from ..model.fetch import ModelFolder, prepared_model
 from ..model.initial_weights import begin_with
 from ..model.load import load_model
 from ..model.pruning import check_zeros, keep_zeros, set_zeros
@@ -72,6 +73,8 @@ def train(
 
     Raises StoppedError (state saved), DivergedError, FencedError, and the errors of storage, data and model.
     """
+    # The group starts when all workers have: the base model is downloaded in the meantime.
+    model = Background(lambda: prepared_model(config, store, runtime))
     start_process_group(config, runtime)
     try:
         return _Attempt(_on_these_devices(config, report), store, runtime, report, stop).run()
@@ -119,6 +122,7 @@ class _Attempt:
     runtime: RuntimeEnv
     report: ProgressReporter
     stop: StopFlag
+    base_model: Background[ModelFolder]
     initial_weights: Weights = field(default_factory=dict)
     """Values that the trained parameters begin with; empty: those of the method."""
 
@@ -155,7 +159,7 @@ class _Attempt:
             checkpoints.claim()
         stop_if_agreed(self.stop.requested, where="before the model was loaded")
         with self.report.phase("model", "loading model and data"):
-            base = prepared_model(self.config, self.store, self.runtime).path
+            base = self.base_model.result().path
             parts = self._parts(plan, checkpoints, base)
             # The duration of downloads differs between ranks, but under ZeRO-3 the ranks build the model together.
             stop_if_agreed(self.stop.requested, where="before the model was loaded")
