@@ -109,9 +109,10 @@ def log_train_started(config: TrainerConfig, plan: _Plan) -> None:
     )
 
 
-def log_parameters(*, trained: int, total: int) -> None:
-    """Log how many parameters of the model are trained."""
+def log_parameters(*, trained: int, total: int, attention: str) -> None:
+    """Log how many parameters of the model are trained, and how it computes attention."""
     log.info("%s of %s parameters are trained, %s are frozen", f"{trained:,}", f"{total:,}", f"{total - trained:,}")
+    log.info("attention is computed with %s", attention)
 
 
 def log_trained(result: TrainResult) -> None:

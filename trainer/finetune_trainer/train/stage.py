@@ -290,7 +290,9 @@ class _Attempt:
         if self.runtime.is_main:
             sizes = [(logical_numel(value), value.requires_grad) for value in model.parameters()]
             log_parameters(
-                trained=sum(size for size, is_trained in sizes if is_trained), total=sum(size for size, _ in sizes)
+                trained=sum(size for size, is_trained in sizes if is_trained),
+                total=sum(size for size, _ in sizes),
+                attention=attention_of(model),
             )
 
     def _engine(self, model: nn.Module, parts: Parts) -> Engine:
@@ -377,6 +379,7 @@ class _Attempt:
                     [*self.report.progress.warnings, loop.loss_warning(), loop.run.overfitting.found]
                 )
                 if text
+            "attention": attention_of(loop.module),
             ],
             "skipped_steps": loop.engine.skipped_steps,
         }
@@ -426,6 +429,14 @@ def _trained_parameters(module: nn.Module) -> int:
         for parameter in module.parameters()
         if parameter.requires_grad
     )
+
+def attention_of(model: Any) -> str:
+    """Return the name that transformers has for how the model computes attention, such as `sdpa` or `eager`.
+
+    transformers chooses sdpa, which uses the fastest kernel of torch for the device, where the class supports it.
+    """
+    return str(getattr(model.config, "_attn_implementation", None) or "of the model")
+
 
 
 def run(context: StageContext) -> TrainResult:
