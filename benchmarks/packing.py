@@ -35,6 +35,8 @@ VOCABULARY = 2048
 RATE = 1e-3
 """Learning rate."""
 TRL = "TRL"
+SAME_SIZE = "PackedSameBatchSize"
+"""Packs with the `globalBatchSize` of the examples: as many packs per step as the other sides have examples."""
 SIDES: tuple[str, ...] = (Batching.PACKED, Batching.LENGTH_GROUPED, Batching.PADDED)
 
 
@@ -99,9 +101,10 @@ def prepared_config(
     folder: Path,
     *,
     method: str = "full",
+    is_same_size: bool = False,
 ) -> TrainerConfig:
     """Run the prepare stage for a training that is called `label`. A step of packs has as many tokens as one of
-    examples."""
+    examples, unless `is_same_size`."""
     spec = {
         "model": {"uri": f"file://{folder / 'model'}"},
         "data": {
@@ -128,7 +131,7 @@ def prepared_config(
     found = config.prepared
     assert found is not None
     batch = config.batch
-    if found.packs is not None:
+    if found.packs is not None and not is_same_size:
         size = max(1, round(EXAMPLES * found.packs / found.counts.train))
         batch = BatchPlan(global_size=size, micro_size=size, accumulation=1)
     return config.model_copy(update={"batch": batch})
@@ -164,8 +167,10 @@ def measure(side: str, seed: int, options: argparse.Namespace, settings: Storage
     """Run one training."""
     from finetune_trainer.store.client import ObjectStore
 
-    batching = Batching.PACKED if side == TRL else side
-    config = prepared_config(side, {"batching": batching}, seed, options, settings, folder)
+    batching = Batching.PACKED if side in (TRL, SAME_SIZE) else side
+    config = prepared_config(
+        side, {"batching": batching}, seed, options, settings, folder, is_same_size=side == SAME_SIZE
+    )
     if side == TRL:
         return measure_trl(config, seed, folder)
     speed = timed("ours", config, folder / f"ranks-{side}-{seed}")
@@ -213,6 +218,8 @@ def report(found: dict[str, list[Found]], options: argparse.Namespace) -> None:
             "packedToGroupedRatio": round(paired(Batching.LENGTH_GROUPED, "tokens_per_cpu_second"), 3),
         },
     }
+    if SAME_SIZE in found:
+        summary["packedSameBatchSizeLossRatio"] = round(1 / paired(SAME_SIZE, "held_out_loss"), 4)
     if TRL in found:
         summary["packedToTrlRatio"] = round(paired(TRL, "tokens_per_second"), 3)
         summary["packedToTrlLossRatio"] = round(paired(TRL, "held_out_loss"), 4)
@@ -227,8 +234,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=320, help="texts to train on")
     parser.add_argument("--capacity", type=int, default=256, help="tokens per pack, and per example at most")
     parser.add_argument("--trl", action="store_true", help="also train with TRL, which is installed into a cache")
+    parser.add_argument(
+        "--same-batch-size", action="store_true", help="also train with 16 packs per step, in fewer steps"
+    )
     options = parser.parse_args()
-    sides = (*SIDES, TRL) if options.trl else SIDES
+    sides = (*SIDES, *([SAME_SIZE] if options.same_batch_size else []), *([TRL] if options.trl else []))
     with bench_storage() as (folder, settings, store):
         upload_texts(store, folder, options)
         found: dict[str, list[Found]] = {side: [] for side in sides}

@@ -346,6 +346,24 @@ def test_packs_are_counted_and_reported(place, llama):
     assert prepared.memory_estimate_bytes > padded.memory_estimate_bytes
 
 
+def test_the_saving_of_packs_is_noted_where_the_model_supports_them(place, llama, tmp_path):
+    uri = place.put("train.jsonl", jsonl([{"text": "very" * length} for length in [1, 3, 9, 60] * 40]))
+    data = {"train": sources(uri), "validation": {"fraction": 0}, "test": {"fraction": 0}, "maxLength": 64}
+
+    def notes(model, **spec) -> list[str]:
+        return [note for note in place.prepare(model, data, **spec).notes if "batching Packed would save" in note]
+
+    (note,) = notes(llama)
+    found = re.fullmatch(r".* about (\d+)% of the computation, with about as many steps at \S+ (\d+)", note)
+    assert found is not None
+    # A training with this batch size has about as many steps.
+    padded, packed = place.prepare(llama, data), place.prepare(llama, data, training={"batching": "Packed"})
+    assert packed.packs / int(found[2]) == pytest.approx(padded.counts.train / 8, rel=0.25)
+    assert notes(llama, training={"batching": "Padded"}) == []
+    assert notes(llama, method={"promptTuning": {}}) == []
+    assert notes(save_state_space_model(tmp_path / "mamba")) == []
+
+
 def test_packs_are_refused_where_examples_would_not_be_kept_apart(place, bert, tmp_path):
     texts = sources(place.put("train.jsonl", jsonl([{"text": "very good"}] * 20)))
     mamba = save_state_space_model(tmp_path / "mamba")

@@ -54,7 +54,8 @@ from .chat import TEMPLATE_DATE, renderer_of
 from .domain_words import learned_forms, tokens_per_word
 from .formats import FORMATS, Formatter, TemplateUse, detect_format
 from .info import DATASET_FILE, DatasetInfo, read_dataset_info
-from .order import grouping_of
+from .order import grouping_of, pass_tokens
+from .pack_saving import Costs, PackSaving, pack_saving
 from .packs import efficiency, plan_packs
 from .pipeline import dataset_digest
 from .problems import BadRecords
@@ -67,6 +68,8 @@ from .sources import SourceFile, fetch_sources, listing_digest
 _MIN_GROUPING_SAVING = 0.25
 """Minimum saving of computation for which rows are grouped by length, because grouping reduces randomness. Over five
 seeds the loss was not higher (docs/benchmarks.md), but with one seed of the demo (10 % saved) it was 0.77, not 0.62."""
+_MIN_PACKING_SAVING = 0.1
+"""Minimum saving of computation for which a note names Packed."""
 _NO_LIMIT = 10**9
 """Tokenizers without a maximum length report a number like 1e30."""
 _MOST_WEIGHTS = 3
@@ -184,6 +187,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
                 (
                     _format_note(spec, data_format),
                     batching_note,
+                    _packing_note(config, info, facts, plan, task, batching),
                     choice.reason,
                     guess_note(facts) if spec.workers.gpus_per_node else "",
                     method_note,
@@ -697,6 +701,48 @@ def choose_batching(config: TrainerConfig, info: DatasetInfo, parameters: int, t
     if saved <= _MIN_GROUPING_SAVING:
         return Batching.PADDED, f"batching Padded: grouping by length would save {max(saved, 0):.0%} of the computation"
     return Batching.LENGTH_GROUPED, f"batching LengthGrouped: saves {saved:.0%} of the computation"
+
+
+def _packing_note(
+    config: TrainerConfig, info: DatasetInfo, facts: ModelFacts, plan: WeightPlan, task: Task, batching: Batching
+) -> str:
+    """Say what Packed would save, if the spec leaves the batching open, it is much, and the model supports it."""
+    spec = config.spec
+    supported = spec.method.block.support.batchings
+    if spec.training.batching is not None or task is not Task.CAUSAL_LM or Batching.PACKED not in supported:
+        return ""
+    saving = packing_saving(config, info, facts, batching)
+    if saving is None or saving.share < _MIN_PACKING_SAVING:
+        return ""
+    try:
+        check_packs(plan.model_class, plan.config, spec.model.uri, TASKS[task], capacity=info.max_length)
+    except BadConfigError:
+        return ""
+    return (
+        f"spec.training.batching Packed would save about {saving.share:.0%} of the computation, with about as many "
+        f"steps at spec.training.globalBatchSize {saving.global_batch}"
+    )
+
+
+def packing_saving(
+    config: TrainerConfig, info: DatasetInfo, facts: ModelFacts, batching: Batching
+) -> PackSaving | None:
+    """What packs would save, compared with `batching`."""
+    histogram = info.lengths["train"]
+    lengths = np.repeat(np.array(list(histogram), dtype=np.int32), list(histogram.values()))
+    is_grouped = batching is Batching.LENGTH_GROUPED
+    return pack_saving(
+        lengths,
+        config.batch,
+        packs=plan_packs(histogram, info.max_length).count,
+        capacity=info.max_length,
+        groups=grouping_of(config, lengths, facts.parameters).groups if is_grouped else None,
+        seed=config.spec.training.seed,
+        costs=Costs(
+            fixed=pass_tokens(facts.parameters, gpu=config.spec.workers.gpus_per_node > 0),
+            attention=2 * facts.layers * (facts.attention_size or facts.hidden_size) / max(1, facts.parameters),
+        ),
+    )
 
 
 def _pack_note(histogram: Mapping[int, int], capacity: int) -> str:
