@@ -17,8 +17,9 @@ class Collator:
     def __init__(self, pad_token_id: int, task: Task | TrainingTask, pad_to_multiple_of: int | None = None) -> None:
         self._pad_token_id = pad_token_id
         self._task = definition_of(task)
-        self._multiple = pad_to_multiple_of or 1
+        self.multiple = pad_to_multiple_of or 1
+        """Widths are multiples of it."""
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """See `TrainingTask.collate`."""
-        return self._task.collate(rows, self._pad_token_id, multiple=self._multiple)
+        return self._task.collate(rows, self._pad_token_id, multiple=self.multiple)

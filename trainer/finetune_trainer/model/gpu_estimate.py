@@ -152,7 +152,8 @@ def activation_bytes(shape: TrainingShape) -> int:
 def _gathered_bytes(shape: TrainingShape) -> int:
     live = GATHERED_ELEMENTS if shape.gathered_elements is None else shape.gathered_elements
     parameters = shape.facts.parameters
-    gathered = max(min(parameters, live), 2 * shape.facts.largest_parameter) + prefetch_elements(parameters)
+    ahead = prefetch_elements(parameters, max((rows * columns for _, (rows, columns) in shape.facts.linear), default=0))
+    gathered = max(min(parameters, live), 2 * shape.facts.largest_parameter) + ahead
     return value_bytes(shape.dtype) * min(parameters, gathered)
 
 

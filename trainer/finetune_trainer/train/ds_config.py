@@ -10,22 +10,24 @@ from finetune_api.v1alpha1 import Dtype, Offload
 from ..model.zero_buffers import bucket_elements, prefetch_elements
 
 
-def deepspeed_config(config: PreparedConfig) -> dict[str, Any]:
+def deepspeed_config(config: PreparedConfig, *, largest_matrix: int = 0) -> dict[str, Any]:
     """Return DeepSpeed's configuration of the train stage, with the user's `deepspeed.config` merged into it.
 
+    `largest_matrix`: elements of the largest matrix of a layer, which stage 3 gathers ahead as a whole; 0 on the CPU.
     `optimizer` and `scheduler` are absent: `build_engine` makes them.
     """
     prepared = config.prepared
     stage = zero_stage(config.spec, prepared.zero_stage, prepared.dtype)
     kept = effective_offload(config.spec, prepared.offload, stage)
-    zero = _zero(stage, prepared.parameters, gpus=config.world.gpus)
+    gpus = config.world.gpus
+    zero = _zero(stage, prepared.parameters, gpus=gpus, largest_matrix=largest_matrix)
     own: dict[str, Any] = {
         "train_batch_size": config.batch.global_size,
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
         "gradient_accumulation_steps": config.batch.accumulation,
         "gradient_clipping": config.spec.training.max_grad_norm,
         **precision(prepared.dtype),
-        "zero_optimization": zero | offloaded(kept, gpus=config.world.gpus),
+        "zero_optimization": zero | offloaded(kept, gpus=gpus),
         # torch's AdamW, which DeepSpeed classifies as untested.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -52,7 +54,7 @@ def precision(dtype: Dtype) -> dict[str, Any]:
     return enabled | {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 
 
-def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
+def _zero(stage: int, parameters: int, *, gpus: bool, largest_matrix: int) -> dict[str, Any]:
     """Return the settings of a ZeRO stage. Communication is not overlapped on the CPU, which has no streams."""
     if stage == 0:
         return {"stage": 0}
@@ -66,7 +68,7 @@ def _zero(stage: int, parameters: int, *, gpus: bool) -> dict[str, Any]:
     if stage < 3:
         return zero | {"allgather_bucket_size": bucket, "reduce_scatter": True}
     return zero | {
-        "stage3_prefetch_bucket_size": prefetch_elements(parameters),
+        "stage3_prefetch_bucket_size": prefetch_elements(parameters, largest_matrix),
         "stage3_param_persistence_threshold": 100_000,
         "stage3_gather_16bit_weights_on_model_save": False,
     }

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -73,12 +74,28 @@ def build_engine(model: nn.Module, config: PreparedConfig, rate_factor: Callable
     first_phases = method.first_phases(model, block)
     optimizer = make_optimizer(model, config.spec.training, method.rate_factors(model, block), first_phases)
     # After DeepSpeed, which registers its hooks only for parameters with gradients.
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config))
+    settings = deepspeed_config(config, largest_matrix=largest_matrix(model) if config.world.gpus else 0)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     phases = None
     if first_phases:
         phases = Phases(model, optimizer, first_phases, steps=method.phase_steps(block, config.steps_per_epoch))
     scale = RateScale()
     return Engine(engine, LambdaLR(engine.basic_optimizer, lambda step: rate_factor(step) * scale.value), phases, scale)
+
+
+def largest_matrix(model: Any) -> int:
+    """Return the elements of the largest matrix of a layer; embeddings and output layer do not count.
+
+    Under ZeRO-3, whose parameters are partitioned, the whole matrix counts.
+    """
+    outer = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    excluded = {id(parameter) for layer in outer for parameter in layer.parameters()}
+    shapes = [
+        getattr(parameter, "ds_shape", parameter.shape)
+        for parameter in model.parameters()
+        if id(parameter) not in excluded
+    ]
+    return max((prod(shape) for shape in shapes if len(shape) > 1), default=0)
 
 
 def make_optimizer(

@@ -33,7 +33,7 @@ from ..tracking.reports import RunReports
 from .engine import Engine
 from .meter import StepMeter
 from .overfitting import training_loss_before_evaluation
-from .padding import batch_by_groups
+from .padding import batch_by_groups, group_widths
 from .plan import TrainingPlan
 from .rows import GlobalBatches, PackedRows, RowsWithPadding
 from .state import RunState, apply_rates, read_small_state, resume_schedule, small_state
@@ -224,7 +224,7 @@ class TrainingLoop:
         scale = dist.get_world_size() / self._targets(micro_batches)
         try:
             for number, rows in enumerate(micro_batches, start=1):
-                loss = self._loss({name: values.to(self.parts.device) for name, values in rows.items()}) * scale
+                loss = self._loss(rows) * scale
                 self._loss_since_log += loss.detach()
                 self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
                 # `scale` contains the targets of all micro-batches.
@@ -249,10 +249,18 @@ class TrainingLoop:
         local = sum(parts.task.targets(batch) for batch in micro_batches)
         return max(1, int(sum_over_ranks([float(local)])[0]))
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        """Return the loss of a micro-batch, summed over its targets."""
+    def _loss(self, rows: Batch) -> torch.Tensor:
+        """Return the loss of a micro-batch, summed over its targets. `rows` is in host memory.
+
+        The host does not wait for a GPU: the DataLoader has put the rows into page-locked memory, which is copied while
+        the host continues, and the widths of the groups are computed here.
+        """
         task, smoothing = self.parts.task, self.parts.config.spec.training.label_smoothing
-        outputs = self.engine(**task.inputs(batch))
+        batch = {name: values.to(self.parts.device, non_blocking=True) for name, values in rows.items()}
+        number, widths = self.parts.batches.groups, {}
+        if number > 1:
+            widths["group_widths"] = group_widths(rows["attention_mask"], number, self.parts.collator.multiple)
+        outputs = self.engine(**task.inputs(batch), **widths)
         logits = outputs if isinstance(outputs, tuple) else (outputs.logits,)
         groups = batch_by_groups(batch, logits)
         losses = [task.loss(part, group, smoothing=smoothing) for part, group in zip(logits, groups, strict=True)]

@@ -55,7 +55,7 @@ from .engine import Engine, build_engine, partitioned_models
 from .gpu_memory import check_gpu_memory
 from .initial_weights import initial_weights_of_run
 from .loop import Parts, TrainingLoop
-from .padding import forward_by_groups
+from .padding import forward_by_groups, width_multiple
 from .plan import TrainingPlan, training_plan
 from .pruning import masks_of_run, pruning_of_run
 from .range_test import free_memory, log_choice, measure_losses
@@ -77,7 +77,7 @@ def train(
     model = Background(lambda: prepared_model(config, store, runtime))
     start_process_group(config, runtime)
     try:
-        return _Attempt(_on_these_devices(config, report), store, runtime, report, stop).run()
+        return _Attempt(_on_these_devices(config, report), store, runtime, report, stop, model).run()
     finally:
         end_process_group()
 
@@ -193,8 +193,12 @@ class _Attempt:
         prepared, device = self.config.prepared, device_of(self.config, self.runtime)
         rows, pad_token_id = self._split("train"), load_tokenizer(base).pad_token_id
         method = METHODS[self.config.spec.method.name]
-        task, collator = method.training_task(TASKS[prepared.task]), Collator(pad_token_id, prepared.task)
+        task = method.training_task(TASKS[prepared.task])
         is_packed = prepared.batching is Batching.PACKED
+        capacity = rows.info.max_length
+        mean = capacity if is_packed else float(rows.lengths.mean())
+        multiple = width_multiple(mean, capacity, on_gpus=self.config.world.gpus)
+        collator = Collator(pad_token_id, prepared.task, multiple)
         return Parts(
             config=self.config,
             plan=plan,
@@ -203,8 +207,8 @@ class _Attempt:
             stop=self.stop,
             rows=(PackedRows if is_packed else RowsWithPadding)(rows, task, seed=self.config.spec.training.seed),
             batches=self._batches(rows),
-            collator=Collator(pad_token_id, task),
-            validator=self._validator(collator, device) if plan.evaluate_every else None,
+            collator=Collator(pad_token_id, task, multiple),
+            validator=self._validator(collator, device, int(rows.lengths.max())) if plan.evaluate_every else None,
             device=device,
             task=task,
             fit_head=partial(method.fit_head, rows=rows, collate=collator),
@@ -317,14 +321,18 @@ class _Attempt:
     def _held_out(self, name: str) -> TestSplit:
         return TASKS[self.config.prepared.task].held_out_rows(self._split(name))
 
-    def _validator(self, collator: Collator, device: torch.device) -> Validator:
+    def _validator(self, collator: Collator, device: torch.device, longest: int) -> Validator:
+        """`longest`: tokens of the longest row of the training."""
+        micro = self.config.batch.micro_size
         return Validator(
             dataset=self._held_out("validation"),
             collator=collator,
             task=self.config.prepared.task,
             labels=self.config.prepared.labels,
-            batch_size=self.config.batch.micro_size,
+            batch_size=micro,
             device=device,
+            # On the CPU, larger batches are not faster, and the sum of the losses would be rounded differently.
+            max_tokens=micro * longest if self.config.world.gpus else None,
         )
 
     def _restore_best(self, loop: TrainingLoop) -> None:
@@ -371,6 +379,7 @@ class _Attempt:
             "steps": loop.parts.plan.total_steps,
             "tokens": loop.run.tokens,
             "trained_parameters": _trained_parameters(loop.module),
+            "attention": attention_of(loop.module),
             **({} if loop.phases is None else {"phases": loop.phases.summary(last_step=loop.run.step)}),
             # Warnings of this attempt, and those of earlier ones, which the checkpoint contains.
             "warnings": [
@@ -379,7 +388,6 @@ class _Attempt:
                     [*self.report.progress.warnings, loop.loss_warning(), loop.run.overfitting.found]
                 )
                 if text
-            "attention": attention_of(loop.module),
             ],
             "skipped_steps": loop.engine.skipped_steps,
         }
@@ -422,14 +430,6 @@ def _chunk_loss(model: Any) -> None:
         ) from error
 
 
-def _trained_parameters(module: nn.Module) -> int:
-    """Return the number of trained parameters. Under ZeRO-3 a rank holds shards, with the whole size as `ds_numel`."""
-    return sum(
-        int(getattr(parameter, "ds_numel", parameter.numel()))
-        for parameter in module.parameters()
-        if parameter.requires_grad
-    )
-
 def attention_of(model: Any) -> str:
     """Return the name that transformers has for how the model computes attention, such as `sdpa` or `eager`.
 
@@ -437,6 +437,14 @@ def attention_of(model: Any) -> str:
     """
     return str(getattr(model.config, "_attn_implementation", None) or "of the model")
 
+
+def _trained_parameters(module: nn.Module) -> int:
+    """Return the number of trained parameters. Under ZeRO-3 a rank holds shards, with the whole size as `ds_numel`."""
+    return sum(
+        int(getattr(parameter, "ds_numel", parameter.numel()))
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    )
 
 
 def run(context: StageContext) -> TrainResult:
