@@ -7,16 +7,22 @@ parameters are trained, or LoRA adapters of rank 16.
 import argparse
 import json
 import multiprocessing as mp
+import os
 import resource
 import time
 
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from finetune_trainer.bitsandbytes_import import disable_bitsandbytes
 
-from finetune_api.v1alpha1 import Task
-from finetune_trainer.tasks import TASKS
-from finetune_trainer.tasks.chunked_loss import defer_logits
+disable_bitsandbytes()  # as in a rank
+
+import torch  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
+from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+
+from finetune_api.v1alpha1 import Task  # noqa: E402
+from finetune_trainer.allocator import return_freed_memory  # noqa: E402
+from finetune_trainer.tasks import TASKS  # noqa: E402
+from finetune_trainer.tasks.chunked_loss import defer_logits  # noqa: E402
 
 SHAPE = LlamaConfig(
     vocab_size=49_152,
@@ -28,15 +34,21 @@ SHAPE = LlamaConfig(
     tie_word_embeddings=True,
 )
 TOKENS = 2_048
-STEPS = 3
 
 
-def measure(method: str, is_chunked: bool, share: float, results: "mp.SimpleQueue") -> None:  # type: ignore[type-arg]
-    """Put peak resident bytes, median seconds of a step, and the loss into the queue."""
+def measure(
+    method: str,
+    is_chunked: bool,
+    share: float,
+    steps: int,
+    results: "mp.SimpleQueue",  # type: ignore[type-arg]
+) -> None:
+    """Put peak resident bytes, median CPU seconds of a step, and the loss into the queue."""
+    return_freed_memory(os.environ)  # as in a rank
     torch.set_num_threads(2)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(SHAPE)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if method == "lora":
         model.enable_input_require_grads()
         model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -49,22 +61,22 @@ def measure(method: str, is_chunked: bool, share: float, results: "mp.SimpleQueu
     labels[:, int(share * TOKENS) :] = -100
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     seconds, found = [], 0.0
-    for _ in range(STEPS):
+    for _ in range(steps):
         model.zero_grad()
-        started = time.perf_counter()
+        started = time.process_time()
         loss = task.loss(model(**task.inputs(batch)).logits, batch) / task.targets(batch)
         loss.backward()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
         found = float(loss.detach())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     results.put((peak, sorted(seconds)[len(seconds) // 2], found))
 
 
-def run(method: str, is_chunked: bool, share: float) -> tuple[int, float, float]:
+def run(method: str, is_chunked: bool, share: float, steps: int) -> tuple[int, float, float]:
     """Measure in a new process, because the peak of a process never falls."""
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
-    child = context.Process(target=measure, args=(method, is_chunked, share, results))
+    child = context.Process(target=measure, args=(method, is_chunked, share, steps, results))
     child.start()
     found: tuple[int, float, float] = results.get()
     child.join()
@@ -75,13 +87,15 @@ def main() -> None:
     """Print a table and a JSON object with the ratios chunked / plain."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"])
+    parser.add_argument("--shares", nargs="+", type=float, default=[1.0, 0.25], help="of the tokens that carry loss")
+    parser.add_argument("--steps", type=int, default=3, help="of each process")
     arguments = parser.parse_args()
-    names = ("method", "targets", "plain MiB", "chunked", "ratio", "plain s", "chunked", "loss")
+    names = ("method", "targets", "plain MiB", "chunked", "ratio", "CPU s", "chunked", "loss")
     print(" ".join(f"{name:>9}" for name in names))
     rows = []
     for method in arguments.methods:
-        for share in (1.0, 0.25):
-            plain, chunked = run(method, False, share), run(method, True, share)
+        for share in arguments.shares:
+            plain, chunked = (run(method, each, share, arguments.steps) for each in (False, True))
             difference = abs(chunked[2] - plain[2]) / plain[2]
             rows.append(
                 {

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, Gemma2Config, GemmaConfig, GPT2Config, GraniteConfig, LlamaConfig
 
 from finetune_api.v1alpha1 import Task
@@ -12,6 +13,7 @@ from finetune_trainer.errors import BadConfigError
 from finetune_trainer.model.chunk_check import check_chunks
 from finetune_trainer.tasks import IGNORED, TASKS, chunked_loss
 from finetune_trainer.tasks.chunked_loss import ChunkingError, DeferredLogits, defer_logits
+from peak_memory import PeakMemory
 
 TASK = TASKS[Task.CAUSAL_LM]
 SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -84,18 +86,31 @@ def test_an_index_computes_the_logits():
 def test_a_chunk_is_the_largest_tensor_over_the_vocabulary(monkeypatch):
     monkeypatch.setattr(chunked_loss, "LOSS_CHUNK_BYTES", 4 * 60 * 5)
     sizes: list[int] = []
-    plain = chunked_loss.cross_entropy
+    plain = functional.linear
 
-    def recorded(logits, *arguments, **options):
-        sizes.append(len(logits))
-        return plain(logits, *arguments, **options)
+    def recorded(values, weight, bias=None):
+        if len(weight) == 60:
+            sizes.append(len(values))
+        return plain(values, weight, bias)
 
-    monkeypatch.setattr(chunked_loss, "cross_entropy", recorded)
+    monkeypatch.setattr(functional, "linear", recorded)
     model, batch = AutoModelForCausalLM.from_config(FAMILIES["llama"]), batch_of()
     defer_logits(model)
     TASK.loss(model(**TASK.inputs(batch)).logits, batch)
     wanted = int((batch["labels"][:, 1:] != IGNORED).sum())
     assert (max(sizes), sum(sizes)) == (5, wanted), "only tokens that carry loss are computed"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_logits_of_a_chunk_exist_once(monkeypatch, smoothing):
+    chunk = 4 * 4096 * 16
+    monkeypatch.setattr(chunked_loss, "LOSS_CHUNK_BYTES", chunk)
+    head = nn.Linear(8, 4096, bias=False).requires_grad_(False)
+    hidden = torch.randn(1, 64, 8, requires_grad=True)
+    targets = torch.randint(0, 4096, (1, 64))
+    with PeakMemory() as memory:
+        DeferredLogits(hidden, head).loss(targets, smoothing=smoothing).backward()
+    assert chunk < memory.peak < 1.2 * chunk
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,13 +1,10 @@
 """Memory that a method or an optimizer uses beyond that of the base model, measured and compared with the estimate."""
 
-import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune_api.v1alpha1 import Lora, OptimizerName, Task
@@ -18,6 +15,7 @@ from finetune_trainer.model.estimate import STEP_BYTES
 from finetune_trainer.model.inspect import ModelFacts
 from finetune_trainer.tasks import TASKS
 from finetune_trainer.train.engine import make_optimizer
+from peak_memory import PeakMemory
 from saved_tensors import saved_bytes
 from train_configs import train_config
 
@@ -31,29 +29,6 @@ CONFIG = LlamaConfig(
 )
 TOKENS = 256
 LORA: Any = METHODS["lora"]
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes of the tensors that were created within the context, at most at one time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = self.now = 0
-        self.known: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        existing = {value.untyped_storage()._cdata for value in tree_leaves((args, kwargs)) if torch.is_tensor(value)}
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if torch.is_tensor(value) and (storage := value.untyped_storage())._cdata not in existing | {*self.known}:
-                self.now += storage.nbytes()
-                self.known[storage._cdata] = weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _freed(self, key: int, size: int) -> None:
-        del self.known[key]
-        self.now -= size
 
 
 def adapted(block: Lora) -> tuple[Any, ModelFacts]:

@@ -25,7 +25,8 @@ IGNORED = -100
 """Label that no loss falls on: padding, a prompt. It is the default of torch's cross-entropy."""
 
 LOSS_CHUNK_BYTES = 2**26
-"""32-bit logits that exist at a time with a chunked loss. Their gradient and the softmax each take as much again."""
+"""32-bit logits that exist at a time with a chunked loss. With 16-bit weights, there are one or two copies of half the
+size. The estimate of memory counts three times as much."""
 
 PACKED_INPUTS = ("input_ids", "position_ids")
 """Tensors that the model is called with for packs. transformers keeps the examples of a row apart by the position ids
