@@ -73,7 +73,7 @@ test-kubernetes: $(VENV)/.ready-test ## Tests on a cluster that they start: Linu
 	$(PYTEST) tests/kubernetes $(ARGS)
 
 .PHONY: test-chart
-test-chart: $(VENV)/.ready-test ## Test chart, tenancy, GitOps, queues, tour; needs as above
+test-chart: $(VENV)/.ready-test ## Test chart, tenancy, GitOps and tour; needs as above
 	$(PYTEST) tests/chart tests/golden $(addprefix tests/kubernetes/test_,chart_life_cycle.py tour.py gitops.py \
 		tenancy.py gang_scheduling.py kueue.py kubectl_in_docs.py) $(ARGS)
 
