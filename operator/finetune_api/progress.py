@@ -85,6 +85,12 @@ class Progress(Exchanged):
     """ZeRO stage of the attempt's engine."""
     chosen_learning_rate: float | None = None
     """Peak learning rate that was chosen because the spec has none."""
+    measured_micro_batch: int | None = None
+    """Micro-batch size of the attempt, if a measurement has chosen it."""
+    gradient_accumulation: int | None = None
+    """Micro-batches of an optimizer step with that size."""
+    micro_batch_reason: str = ""
+    """How it was measured."""
     resumed_from_step: int | None = None
     resumed_from: str = ""
     """Where that state was read from, with the bytes of all workers: `node-local cache (510.0 MB) and storage (0.1
@@ -97,7 +103,8 @@ class Progress(Exchanged):
     evaluation: Figures = {}
     """Last metrics of the validation split."""
     phase_seconds: dict[str, float] = {}
-    """Seconds spent so far in import, claim, model, rate test, engine, restore, steps, evaluate, save and export."""
+    """Seconds spent so far in import, claim, model, micro-batch test, rate test, engine, restore, steps, evaluate, save
+    and export."""
     peak_memory_bytes: int = 0
     """Peak resident memory of rank 0 (CUDA: peak allocated)."""
     warnings: tuple[str, ...] = ()
@@ -247,6 +254,8 @@ class TerminationMessage(Exchanged):
                 total_steps=progress.total_steps,
                 first_step_time=progress.first_step_time,
                 chosen_learning_rate=progress.chosen_learning_rate,
+                measured_micro_batch=progress.measured_micro_batch,
+                gradient_accumulation=progress.gradient_accumulation,
                 resumed_from_step=progress.resumed_from_step,
                 last_checkpoint=progress.last_checkpoint,
             )
@@ -279,7 +288,7 @@ class TerminationMessage(Exchanged):
     def _with_short_texts(self, size: int) -> "TerminationMessage":
         update: dict[str, object] = {"error": shortened(self.error, size), "advice": shortened(self.advice, size)}
         if self.progress is not None:
-            texts = ("activity", "resumed_from", "checkpoint_late")
+            texts = ("activity", "resumed_from", "checkpoint_late", "micro_batch_reason")
             update["progress"] = self.progress.model_copy(
                 update={name: shortened(getattr(self.progress, name), size) for name in texts}
                 | {"warnings": tuple(shortened(warning, size) for warning in self.progress.warnings)}

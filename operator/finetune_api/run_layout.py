@@ -91,6 +91,14 @@ class RunLayout:
         """The learning rate that was chosen because `spec.training.learningRate` is absent, and how."""
         return f"{self.uri}/learning-rate.json"
 
+    def micro_batch(self, settings: str) -> str:
+        """The micro-batch size that was measured for these settings; `settings` is a digest."""
+        return f"{self.uri}/micro-batch-{settings}.json"
+
+    def micro_batch_attempt(self, settings: str) -> str:
+        """The attempt that has begun this measurement. Without a result beside it, it did not end."""
+        return f"{self.uri}/micro-batch-{settings}-begun.json"
+
     def artifact(self, artifact: ArtifactFormat) -> str:
         """Folder of the exported model in one format."""
         return f"{self.uri}/{_FOLDERS[artifact]}"

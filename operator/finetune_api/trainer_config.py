@@ -249,6 +249,12 @@ class PreparedConfig(TrainerConfig):
         training = self.spec.training.model_copy(update={"learning_rate": rate})
         return self.model_copy(update={"spec": self.spec.model_copy(update={"training": training})})
 
+    def with_micro_batch(self, size: int) -> "PreparedConfig":
+        """Divide a step into micro-batches of this size, which must divide the rows of a process per step."""
+        total = self.batch.global_size
+        batch = BatchPlan(global_size=total, micro_size=size, accumulation=total // self.world.size // size)
+        return self.model_copy(update={"batch": batch})
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch; the last batch has padding rows. A pack is one row."""

@@ -118,6 +118,49 @@ def train_rank_without_discarded_models(config: Path) -> int:
     return train_rank(config)
 
 
+def train_rank_with_probe(config: Path) -> int:
+    """Like `train_rank` on a worker of its own, with the function TEST_PROBE in the process that measures
+    micro-batches."""
+    from finetune_trainer.train import probe
+
+    os.environ["LOCAL_RANK"] = "0"
+    vars(probe)["CHILD"] = os.environ["TEST_PROBE"]
+    return train_rank(config)
+
+
+def record_probe_steps(request: Path, *sizes: int) -> None:
+    """As if these micro-batches had been measured, with little memory."""
+    from finetune_trainer.micro_batch import MeasuredStep
+
+    with (request.parent / "steps.jsonl").open("a") as output:
+        for size in sizes:
+            output.write(MeasuredStep(micro_batch_size=size, peak_bytes=size << 20, seconds=0.1).model_dump_json())
+            output.write("\n")
+
+
+def probe_that_is_killed(request: Path) -> int:
+    """On the second worker, the kernel kills the process at micro-batch 4. On the first one, 4 is the largest."""
+    is_second = request.parent.name.endswith("1")
+    record_probe_steps(request, *((1, 2) if is_second else (1, 2, 4)))
+    if is_second:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 80
+
+
+def probe_that_grows(request: Path) -> int:
+    """Micro-batch 2 takes all the memory it gets. It ends at 4 GiB, so that a missing watcher fails the test."""
+    record_probe_steps(request, 1)
+    taken = [b"x" * (32 << 20) for _ in range(128)]
+    record_probe_steps(request, 2, 4, 8)
+    return 0 * len(taken)
+
+
+def probe_that_fails(request: Path) -> int:
+    """A program error."""
+    record_probe_steps(request, 1)
+    raise LookupError("no such layer")
+
+
 def train_rank_with_extensions(config: Path) -> int:
     """Like `train_rank`, with the method and the task of `extensions` instead of those in the configuration."""
     from extensions import BRIER, HeadOnly, MoreMethods, registered
@@ -242,6 +285,20 @@ def make_models(folder: Path) -> int:
     still = {"vocab_size": len(masked), "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     BertForMaskedLM(BertConfig(**size | still)).save_pretrained(folder / "masked")
     masked.save_pretrained(folder / "masked")
+    return 0
+
+
+def make_wide_model(folder: Path) -> int:
+    """An encoder whose activations are larger than its state, even with few rows."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from tiny_models import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 65_536, "pad_token_id": 0}
+    size |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    BertForSequenceClassification(BertConfig(**size)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return 0
 
 

@@ -218,12 +218,13 @@ class TrainingHarness:
             Env.MASTER_PORT: str(port),
             Env.SCRATCH: str(scratch),
             Env.CACHE: str(self.cache),
+            Env.FORK_SERVER: str(self.server.path),
         }
 
-    def prepare(self, kind: str, *, name: str = "") -> Prepared:
-        """Run the real prepare stage, for the run `name`."""
+    def prepare(self, kind: str, *, name: str = "", **blocks: Any) -> Prepared:
+        """Run the real prepare stage, for the run `name`, with these blocks of the spec."""
         name = name or f"prepare-{kind}"
-        attempt = self.run(self.config(name, kind=kind, world=1, stage=Stage.PREPARE), target=RUN_RANK)
+        attempt = self.run(self.config(name, kind=kind, world=1, stage=Stage.PREPARE, **blocks), target=RUN_RANK)
         assert attempt.exit_codes == [0], attempt.output
         assert attempt.message.prepared is not None
         self.prepared[kind] = attempt.message.prepared

@@ -160,3 +160,13 @@ def described(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Replace lone surrogates, which occur in users' data and cannot be encoded as UTF-8, by escape sequences."""
     return text.encode(errors="backslashreplace").decode()
+
+
+_CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error is an out-of-memory error of Python, CUDA or torch's CPU allocator. Does not import torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_OUT_OF_MEMORY)

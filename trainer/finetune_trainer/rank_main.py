@@ -37,6 +37,7 @@ from .errors import (
     TrainerError,
     UsageError,
     described,
+    is_out_of_memory,
     is_program_error,
     printable,
 )
@@ -50,8 +51,6 @@ log = logging.getLogger("finetune")
 
 Result = Prepared | TrainResult | EvaluateResult
 Bind = Callable[[TrainerConfig, RuntimeEnv, ProgressReporter], Callable[[], Result | None]]
-
-_CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
 def result_path(scratch: Path, rank: int) -> Path:
@@ -218,13 +217,6 @@ def bind_stage(config: TrainerConfig, runtime: RuntimeEnv, report: ProgressRepor
 
     context = StageContext(config, ObjectStore.connect(config.storage), runtime, report, stop)
     return lambda: run(context)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error is an out-of-memory error of Python, CUDA or torch's CPU allocator. Does not import torch."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_OUT_OF_MEMORY)
 
 
 def process_started(environ: Mapping[str, str]) -> float:

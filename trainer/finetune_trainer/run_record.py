@@ -16,6 +16,7 @@ from finetune_api.v1alpha1 import Spec
 from .errors import StorageProtocolError
 from .failures import first_fault
 from .learning_rate import ChosenRate
+from .micro_batch import MeasuredMicroBatch
 from .store.client import ObjectStore
 
 _MAX_BYTES = 8 << 20
@@ -68,6 +69,21 @@ def read_chosen_rate(store: ObjectStore, config: TrainerConfig) -> ChosenRate | 
         raise StorageProtocolError(
             f"{uri} is not a chosen learning rate: {first_fault(error)}",
             advice="use the trainer image that wrote it, or change spec.runNonce to start a new run",
+        ) from None
+
+
+def read_micro_batch(store: ObjectStore, uri: str) -> MeasuredMicroBatch | None:
+    """Read the micro-batch that an attempt of the run has measured; None if there is none.
+
+    Raises StorageProtocolError if the object is not such a record.
+    """
+    found = store.get_version(uri, most_bytes=_MAX_BYTES)
+    try:
+        return None if found is None else MeasuredMicroBatch.model_validate_json(found.content)
+    except ValidationError as error:
+        raise StorageProtocolError(
+            f"{uri} is not a measured micro-batch: {first_fault(error)}",
+            advice="use the trainer image that wrote it, or set spec.training.microBatchSize",
         ) from None
 
 

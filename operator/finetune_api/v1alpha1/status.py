@@ -30,6 +30,7 @@ MAX_PROMOTION_MESSAGE = 1024
 MAX_POLL_MESSAGE = 256
 MAX_WARNING_LENGTH = 1024
 """Characters of one warning or note."""
+MAX_PLAN_REASON = 256
 
 
 class Condition(StatusModel):
@@ -140,7 +141,9 @@ class AttemptPlan(StatusModel):
     micro_batch_limit: Annotated[int, Field(ge=1)] | None = None
     """Largest micro-batch that fits in the memory of the workers or their GPUs, or a smaller one if a restart rule
     lowered it, which applies until the spec changes. Absent: no maximum."""
-    reason: Annotated[str, Field(max_length=256)] = ""
+    micro_batch_measured: bool = False
+    """Whether an attempt of the run has measured that maximum, which then applies instead of the estimated one."""
+    reason: Annotated[str, Field(max_length=MAX_PLAN_REASON)] = ""
     """Why the plan differs from the spec. Empty: it does not."""
 
 

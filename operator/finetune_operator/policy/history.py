@@ -32,7 +32,13 @@ from finetune_api.v1alpha1 import (
     Spec,
     Status,
 )
-from finetune_api.v1alpha1.status import MAX_HISTORY, MAX_NOTES, MAX_PROMOTION_MESSAGE, MAX_WARNING_LENGTH
+from finetune_api.v1alpha1.status import (
+    MAX_HISTORY,
+    MAX_NOTES,
+    MAX_PLAN_REASON,
+    MAX_PROMOTION_MESSAGE,
+    MAX_WARNING_LENGTH,
+)
 
 from ..manifests import Manifest
 from ..observed import Observed, ObservedAttempt, has_ended
@@ -287,6 +293,7 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
                 "first_step_time": progress.first_step_time or attempt.first_step_time,
                 "resumed_from_step": progress.resumed_from_step,
                 "last_step": max(progress.step, attempt.last_step or 0),
+                "plan": _measured_plan(attempt.plan, progress),
             }
         )
         status = _replace(status, attempt)
@@ -303,6 +310,23 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
         )
         status = status.with_run(last_checkpoint=checkpoint)
     return status
+
+
+def _measured_plan(plan: AttemptPlan | None, progress: Progress) -> AttemptPlan | None:
+    """Return the plan with the micro-batch that the attempt has measured, which the next attempts keep."""
+    size = progress.measured_micro_batch
+    if plan is None or size is None or size < 1 or plan.micro_batch_measured:
+        return plan
+    reasons = [text for text in (plan.reason, progress.micro_batch_reason) if text]
+    accumulation = progress.gradient_accumulation
+    update = {
+        "micro_batch_size": size,
+        "gradient_accumulation_steps": accumulation if accumulation and accumulation > 0 else None,
+        "micro_batch_limit": size,
+        "micro_batch_measured": True,
+        "reason": "; ".join(reasons)[:MAX_PLAN_REASON],
+    }
+    return plan.model_copy(update=update)
 
 
 def _progress_status(progress: Progress, before: ProgressStatus | None) -> ProgressStatus:

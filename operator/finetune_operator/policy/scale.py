@@ -20,16 +20,19 @@ def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> A
 
     An attempt has fewer workers only if the attempt before it was stopped because workers were missing. After any other
     end, all workers are requested again, because nodes may be available again. A limit of the micro-batch size that a
-    restart rule has set applies until the spec changes.
+    restart rule has set, or that a training attempt has measured, applies until the spec changes.
     """
     decided = status.run.next_plan
     is_possible = decided is not None and decided.nodes in _smaller_worlds(spec, spec.workers.nodes)
     nodes = decided.nodes if decided is not None and is_possible else spec.workers.nodes
     before = last_training(status)
     is_same_spec = before is not None and before.spec_hash in {"", attempt_hash(spec)}
-    limits = [micro_batch_limit(spec, status)]
-    if before is not None and before.plan is not None and is_same_spec:
-        limits.append(before.plan.micro_batch_limit)
+    kept = before.plan if before is not None and is_same_spec else None
+    is_measured = kept is not None and kept.micro_batch_measured
+    # A measurement replaces the estimate, which may be lower.
+    limits = [] if is_measured else [micro_batch_limit(spec, status)]
+    if kept is not None:
+        limits.append(kept.micro_batch_limit)
     reasons = [decided.reason] if decided is not None and is_possible else []
     if change is not None:
         limits.append(change.micro_batch_limit)
@@ -41,6 +44,7 @@ def plan_next(spec: Spec, status: Status, change: PlanChange | None = None) -> A
         micro_batch_size=batch.micro_size,
         gradient_accumulation_steps=batch.accumulation,
         micro_batch_limit=limit,
+        micro_batch_measured=is_measured,
         reason="; ".join(reasons),
     )
 

@@ -1,12 +1,11 @@
 """Processes of an attempt, and the division of an optimizer step among them."""
 
+from finetune_api.batches import default_micro_batch, largest_divisor
 from finetune_api.constants import Stage
 from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
 from finetune_api.stages import stage_order
 from finetune_api.trainer_config import BatchPlan, JobRef, StorageSettings, TrainerConfig, World
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, Dtype, FineTuneJob, ResolvedStatus, Spec, Storage
-
-_LARGEST_DEFAULT_MICRO_BATCH = 16
 
 
 def stage_config(
@@ -63,18 +62,12 @@ def batch_plan(spec: Spec, nodes: int | None = None, micro_batch_limit: int | No
 
     With fewer workers, `nodes`, the micro-batch size does not grow; the number of micro-batches does.
     """
-    limit = spec.training.global_batch_size // world(spec, Stage.TRAIN).size
-    share = spec.training.global_batch_size // world(spec, Stage.TRAIN, nodes).size
-    micro = spec.training.micro_batch_size or _largest_divisor(
-        share, _largest_divisor(limit, _LARGEST_DEFAULT_MICRO_BATCH)
-    )
+    processes = world(spec, Stage.TRAIN, nodes).size
+    share = spec.training.global_batch_size // processes
+    micro = spec.training.micro_batch_size or default_micro_batch(spec, processes)
     if micro_batch_limit is not None and micro > micro_batch_limit:
-        micro = _largest_divisor(share, micro_batch_limit)
+        micro = largest_divisor(share, micro_batch_limit)
     return BatchPlan(global_size=spec.training.global_batch_size, micro_size=micro, accumulation=share // micro)
-
-
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(size for size in range(1, min(number, limit) + 1) if number % size == 0)
 
 
 def storage_settings(own: Storage, defaults: StorageSettings) -> StorageSettings:

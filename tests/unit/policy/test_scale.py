@@ -8,10 +8,12 @@ import pytest
 
 from factories import make_job
 from finetune_api.constants import Stage
+from finetune_api.progress import Progress
 from finetune_api.v1alpha1 import AttemptPlan, AttemptStatus, ResolvedStatus, Spec
 from finetune_api.validation import parse_job
 from finetune_operator.observed import ObservedAttempt
-from finetune_operator.policy import history, scale, world
+from finetune_operator.policy import history, restart, scale, world
+from finetune_operator.policy.pending import attempt_hash
 from observations import STAMP, make_pod, make_stage
 from statuses import make_status
 
@@ -189,3 +191,30 @@ def test_fewer_workers_use_more_micro_batches_and_never_larger_ones(
 )
 def test_an_attempt_is_useful_with_the_fewest_workers_that_may_follow_it(spec: Spec, nodes: int, fewest: int) -> None:
     assert scale.fewest_workers(spec, nodes) == fewest
+
+
+def test_the_next_attempts_keep_a_measured_micro_batch_until_the_spec_changes() -> None:
+    """Also one that is larger than the estimated maximum, and with fewer workers as far as it divides their share."""
+    workers = {"nodes": 2, "minNodes": 1, "resources": {"limits": {"memory": "2Gi"}}}
+    spec = parse_job(make_job(workers=workers, training={"globalBatchSize": 16})).spec
+    resolved = ResolvedStatus(micro_batch_limit=2, micro_batch_memory="2Gi")
+    before = make_status(stage=Stage.TRAIN, resolved=resolved)
+    planned = scale.plan_next(spec, before)
+    assert (planned.micro_batch_size, planned.micro_batch_limit) == (2, 2)
+
+    attempt = make_attempt(plan=planned, spec_hash=attempt_hash(spec), job_name="job-r1-train-1")
+    reported = Progress(
+        stage="train", attempt=1, measured_micro_batch=4, gradient_accumulation=2, micro_batch_reason="measured"
+    )
+    status = history._with_progress(before.with_run(attempts=(attempt,)), attempt, reported)
+    kept = status.run.attempts[0].plan
+    assert kept is not None
+    assert (kept.micro_batch_size, kept.gradient_accumulation_steps, kept.reason) == (4, 2, "measured")
+    assert scale.with_batch(status, spec).run.resolved.micro_batch_size == 4  # type: ignore[union-attr]
+
+    following = scale.plan_next(spec, status)
+    assert (following.micro_batch_size, following.micro_batch_limit, following.micro_batch_measured) == (4, 4, True)
+    halved = scale.plan_next(spec, status, restart.PlanChange("halved", micro_batch_limit=2))
+    assert (halved.micro_batch_size, halved.micro_batch_measured) == (2, True)
+    edited = parse_job(make_job(workers=workers | {"sharedMemory": "1Gi"}, training={"globalBatchSize": 16})).spec
+    assert scale.plan_next(edited, status).micro_batch_measured is False

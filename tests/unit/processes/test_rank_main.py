@@ -14,9 +14,9 @@ import pytest
 from finetune_api.constants import Stage
 from finetune_api.progress import TerminationMessage, TrainResult
 from finetune_trainer.checkpoint.upload.standby import take_uploader
-from finetune_trainer.errors import BadConfigError, BadDataError, DivergedError, StoppedError
+from finetune_trainer.errors import BadConfigError, BadDataError, DivergedError, StoppedError, is_out_of_memory
 from finetune_trainer.progress import PROGRESS_FILE, ProgressReporter
-from finetune_trainer.rank_main import is_out_of_memory, process_started, read_config, read_result, run_bound
+from finetune_trainer.rank_main import process_started, read_config, read_result, run_bound
 from process_support import make_config
 
 TRAINED = TrainResult(model_uri="s3://bucket/model", digest="d", final_step=4)

@@ -108,7 +108,7 @@ class ForkClient:
     """Requests ranks from the fork server that listens on a Unix socket."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def start_rank(
         self,
@@ -127,14 +127,14 @@ class ForkClient:
         request = {"env": dict(env), "cwd": str(cwd or Path.cwd()), "target": target, "argument": str(argument)}
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with short_address(self._path) as address:
+            with short_address(self.path) as address:
                 connection.connect(address)
             payload = json.dumps(request).encode() + b"\n"
             sent = socket.send_fds(connection, [payload], [stdout_fd])
             connection.sendall(payload[sent:])
         except OSError as error:
             connection.close()
-            raise ConnectionError(f"no fork server is listening at {self._path}: {error}") from error
+            raise ConnectionError(f"no fork server is listening at {self.path}: {error}") from error
         connection.setblocking(False)
         return RankProcess(connection)
 

@@ -19,7 +19,7 @@ from finetune_api.redaction import hide_credentials
 from finetune_api.trainer_config import TrainerConfig
 
 from ..errors import PROGRAM_ERROR_ADVICE, BadConfigError, UsageError, described, is_program_error, printable
-from ..memory import memory_kills
+from ..memory import memory_kills, probe_kills
 from ..progress import PROGRESS_FILE
 from ..rank_main import read_config, read_result, result_path
 from ..runtime import number, variable
@@ -110,12 +110,14 @@ class _Pod:
     def run(self, stack: ExitStack, started: float) -> int:
         kills = memory_kills()
         server_output, client = self._fork_server(stack)
-        for rank, environ in rank_environments(self.config, self.options.environ, started=started):
+        shared = {**self.options.environ, Env.FORK_SERVER: str(client.path)}
+        for rank, environ in rank_environments(self.config, shared, started=started):
             result_path(self.scratch, rank).unlink(missing_ok=True)
             output = Output(f"rank {rank}")
             process = client.start_rank(environ, self.options.config, output.write_end, target=self.options.target)
             self.group.add(rank, process, output)
         exits = self.group.wait()
+        kills += probe_kills(self.scratch)
         return self._conclude(exits, server_output, memory_kills() - kills)
 
     def _fork_server(self, stack: ExitStack) -> tuple[Output | None, ForkClient]:

@@ -141,6 +141,14 @@ class TrainingLoop:
             if not self._is_step_skipped:
                 yield loss
 
+    def trial_step(self, micro_batches: list[Batch]) -> None:
+        """Take an optimizer step with any micro-batches and all parameters that are ever trained. It is not counted."""
+        self.engine.train()
+        if self.phases is not None:
+            self.phases.enter(self.parts.plan.total_steps - 1)
+        self._train_step(micro_batches)
+        self._loss_since_log.zero_()
+
     # ---- start ----
 
     def _restore(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from finetune_api.batches import default_micro_batch, largest_divisor
 from finetune_api.progress import TrainResult
 from finetune_api.rules import limiting_memory, limits_micro_batch
 from finetune_api.trainer_config import PreparedConfig
@@ -21,7 +22,7 @@ from finetune_api.v1alpha1 import Batching, Dtype
 from ..background import Background
 from ..checkpoint.engine import rng
 from ..checkpoint.manager import CheckpointManager
-from ..collectives import gather_over_ranks, rank_zero, stop_if_agreed
+from ..collectives import any_rank, gather_all, gather_over_ranks, rank_zero, stop_if_agreed
 from ..data.collate import Collator
 from ..data.order import grouping_of
 from ..data.shards import TokenDataset
@@ -31,6 +32,14 @@ from ..methods import METHODS
 from ..methods.base import Weights
 from ..methods.pruning import Masks
 from ..methods.pruning.record import PruningRecord
+from ..micro_batch import (
+    MeasuredMicroBatch,
+    is_lowered_by_operator,
+    reason_to_measure,
+    settings_digest,
+    smallest,
+)
+from ..model.activations import LAYERS
 from ..model.export import Exported, export
 from ..model.fetch import ModelFolder, prepared_model
 from ..model.initial_weights import begin_with
@@ -40,7 +49,7 @@ from ..model.quantize import BaseQuantization, logical_numel
 from ..model.tokenizer import load_tokenizer
 from ..progress import ProgressReporter
 from ..reference import choose_sample, measure, write_reference
-from ..run_record import read_chosen_rate, record_chosen_rate
+from ..run_record import read_chosen_rate, read_micro_batch, record_chosen_rate
 from ..runtime import RuntimeEnv
 from ..stage_context import StageContext
 from ..stage_log import log_parameters, log_train_started, log_trained
@@ -57,6 +66,7 @@ from .initial_weights import initial_weights_of_run
 from .loop import Parts, TrainingLoop
 from .padding import forward_by_groups, width_multiple
 from .plan import TrainingPlan, training_plan
+from .probe import measure_micro_batch, memory_of_process
 from .pruning import masks_of_run, pruning_of_run
 from .range_test import free_memory, log_choice, measure_losses
 from .rows import GlobalBatches, PackedBatches, PackedRows, RowsWithPadding
@@ -98,6 +108,8 @@ def _check_micro_batch(config: PreparedConfig) -> None:
     spec, prepared = config.spec, config.prepared
     limit, memory = prepared.micro_batch_limit, limiting_memory(spec)
     if spec.training.micro_batch_size is not None or limit is None:
+        return
+    if config.plan is not None and config.plan.micro_batch_measured:
         return
     if limits_micro_batch(spec, prepared.micro_batch_memory) and config.batch.micro_size > limit:
         field = "gpuMemory" if config.world.gpus else "resources.limits.memory"
@@ -165,6 +177,8 @@ class _Attempt:
             stop_if_agreed(self.stop.requested, where="before the model was loaded")
             pruning = pruning_of_run(self.config, base, self._split("train"), parts, self.store)
             self.initial_weights = initial_weights_of_run(self.config, base, parts, self.store)
+        if self._choose_micro_batch(parts, base):
+            parts = self._parts(plan, checkpoints, base)
         if self.config.spec.training.learning_rate is None:
             parts = self._with_learning_rate(parts, base, pruning)
         with self.report.phase("model"):
@@ -214,6 +228,85 @@ class _Attempt:
             fit_head=partial(method.fit_head, rows=rows, collate=collator),
             open_trackers=lambda log: open_reports(self.config, self.store, self.runtime, log, self._warn),
         )
+
+    def _choose_micro_batch(self, parts: Parts, base: Path) -> bool:
+        """Use the micro-batch that an attempt of the run has measured, or measure it. Collective.
+
+        Return whether it is another one than that of the configuration.
+        """
+        plan = self.config.plan
+        if self.config.spec.training.micro_batch_size is not None or (plan is not None and plan.micro_batch_measured):
+            return False
+        measured = self._measured_micro_batch(parts, base)
+        if measured is None:
+            return False
+        if self.runtime.is_main:
+            log.info("%s", measured.sentence)
+        if measured.warning:
+            self.report.warn(measured.warning)
+        size = measured.micro_batch_size
+        if size is None:
+            return False
+        if plan is not None and plan.micro_batch_limit is not None and is_lowered_by_operator(self.config):
+            size = min(size, plan.micro_batch_limit)
+        batch = self.config.batch
+        size = largest_divisor(batch.global_size // self.config.world.size, size)
+        self.config = self.config.with_micro_batch(size)
+        self.report.update(
+            measured_micro_batch=size,
+            gradient_accumulation=self.config.batch.accumulation,
+            micro_batch_reason=measured.sentence,
+            flush=True,
+        )
+        return self.config.batch != batch
+
+    def _measured_micro_batch(self, parts: Parts, base: Path) -> MeasuredMicroBatch | None:
+        """Return the result that the attempts of the run share; None: nothing is measured. Collective."""
+        settings = settings_digest(self.config.spec)
+        uri, begun = self.config.layout.micro_batch(settings), self.config.layout.micro_batch_attempt(settings)
+        limit = memory_of_process(self.config, self.runtime)
+        if not any_rank(limit is not None):
+            return None
+        found = rank_zero(lambda: read_micro_batch(self.store, uri), MeasuredMicroBatch | None)
+        if found is not None:
+            return found
+        reason = rank_zero(lambda: self._reason_to_measure(limit, base), str)
+        if not reason or is_lowered_by_operator(self.config):
+            return None
+        attempt = self.config.attempt
+        first = rank_zero(lambda: int(parts.checkpoints.create(begun, str(attempt).encode())), int)
+        if first == attempt:
+            found = self._measure(reason, base)
+            if any_rank(self.stop.requested):
+                rank_zero(lambda: self.store.delete(begun), None)  # the next attempt measures
+                stop_if_agreed(True, where="during the measurement of micro-batches")
+        else:
+            problem = f"the measurement of attempt {first} did not end, which may have used up the memory of its worker"
+            found = MeasuredMicroBatch(problem=problem)
+        content = found.model_dump_json(indent=1).encode()
+        return rank_zero(
+            lambda: MeasuredMicroBatch.model_validate_json(parts.checkpoints.create(uri, content)), MeasuredMicroBatch
+        )
+
+    def _measure(self, reason: str, base: Path) -> MeasuredMicroBatch:
+        """Measure on every worker at the same time, in a process of its own. Collective."""
+        spec, world = self.config.spec, self.config.world
+        # As in the estimate, the result holds for the smallest world of the run.
+        fewest = world.model_copy(update={"nodes": min(world.nodes, spec.workers.min_nodes or world.nodes)})
+        config = self.config.model_copy(update={"world": fewest})
+        most = default_micro_batch(spec, fewest.size)
+
+        def measure() -> MeasuredMicroBatch | None:
+            if self.runtime.local_rank:
+                return None  # the processes of a worker have the same memory
+            return measure_micro_batch(config, self.runtime, base, most=most, stop=self.stop)
+
+        with self.report.phase("micro-batch test", f"measuring micro-batches, because {reason}"):
+            return smallest(gather_all(measure, MeasuredMicroBatch | None))
+
+    def _reason_to_measure(self, limit: int | None, base: Path) -> str:
+        model_type = json.loads((base / "config.json").read_text()).get("model_type")
+        return reason_to_measure(self.config, limit=limit, is_known=model_type in LAYERS)
 
     def _with_learning_rate(self, parts: Parts, base: Path, pruning: PruningRecord | None) -> Parts:
         """Use the learning rate that an attempt of the run has chosen, or choose it. Collective."""
@@ -445,6 +538,26 @@ def _trained_parameters(module: nn.Module) -> int:
         for parameter in module.parameters()
         if parameter.requires_grad
     )
+
+
+def trial_loop(
+    config: PreparedConfig,
+    store: ObjectStore,
+    runtime: RuntimeEnv,
+    base: Path,
+    report: ProgressReporter,
+    stop: StopFlag,
+) -> TrainingLoop:
+    """Return the loop of a training whose steps are not kept, for a process of its own. Collective.
+
+    What the run has recorded before its first step, such as zeros of pruning, must be in storage.
+    """
+    attempt = _Attempt(config, store, runtime, report, stop)
+    # Nothing is saved or restored.
+    parts = attempt._parts(training_plan(config), cast(CheckpointManager, None), base)
+    pruning = pruning_of_run(config, base, attempt._split("train"), parts, store)
+    model, _ = attempt._pruned_model(base, pruning)
+    return TrainingLoop(parts, attempt._built(model, config, parts, parts.plan.rate_factor))
 
 
 def run(context: StageContext) -> TrainResult:
