@@ -295,8 +295,8 @@ def make_wide_model(folder: Path) -> int:
     from tiny_models import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
-    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 65_536, "pad_token_id": 0}
-    size |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    size = {"vocab_size": len(tokenizer), "hidden_size": 8, "intermediate_size": 65_536, "pad_token_id": 0}
+    size |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
     BertForSequenceClassification(BertConfig(**size)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return 0

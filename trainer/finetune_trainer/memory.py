@@ -73,12 +73,6 @@ def own_bytes(pid: int, proc: Path = PROC) -> int:
     return _sizes(proc / str(pid) / "smaps_rollup").get("Private_Dirty", 0)
 
 
-def fair_bytes(pid: int, proc: Path = PROC) -> int:
-    """Like `resident_bytes`, with an equal part of what processes share, so that it can be added up over them."""
-    found = _sizes(proc / str(pid) / "smaps_rollup")
-    return found.get("Pss_Anon", 0) + found.get("Pss_Shmem", 0)
-
-
 def peak_own_bytes(pid: int, proc: Path = PROC) -> int:
     """Return the peak of `own_bytes` since the process has started or `reset_peak` was called."""
     found = _sizes(proc / str(pid) / "status")

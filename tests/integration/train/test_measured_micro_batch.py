@@ -17,7 +17,7 @@ from process_support import base_environment, until
 from training_harness import TrainingHarness
 
 MEMORY = Path("/sys/fs/cgroup/memory")
-LIMIT = 1280 << 20
+LIMIT = 1088 << 20
 SAVES = {"checkpoint": {"everySteps": 1}}
 
 

@@ -19,7 +19,7 @@ from finetune_api.redaction import hide_credentials
 from finetune_api.trainer_config import TrainerConfig
 
 from ..errors import PROGRAM_ERROR_ADVICE, BadConfigError, UsageError, described, is_program_error, printable
-from ..memory import memory_kills, probe_kills
+from ..memory import memory_kills, probe_kills, record_probe_kills
 from ..progress import PROGRESS_FILE
 from ..rank_main import read_config, read_result, result_path
 from ..runtime import number, variable
@@ -109,6 +109,7 @@ class _Pod:
 
     def run(self, stack: ExitStack, started: float) -> int:
         kills = memory_kills()
+        record_probe_kills(self.scratch, 0)
         server_output, client = self._fork_server(stack)
         shared = {**self.options.environ, Env.FORK_SERVER: str(client.path)}
         for rank, environ in rank_environments(self.config, shared, started=started):

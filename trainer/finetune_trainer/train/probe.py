@@ -20,7 +20,7 @@ from finetune_api.constants import Env
 from finetune_api.trainer_config import Message, PreparedConfig
 from finetune_api.v1alpha1.quantities import amount
 
-from ..memory import fair_bytes, memory_kills, memory_limit, own_bytes, record_probe_kills, resident_bytes
+from ..memory import memory_kills, memory_limit, own_bytes, record_probe_kills, resident_bytes
 from ..micro_batch import CPU_SHARE, GPU_SHARE, MeasuredMicroBatch, MeasuredStep, divisors, next_size, result
 from ..model.estimate import STATE_BYTES, UPLOADER_BYTES
 from ..model.gpu_estimate import CONTEXT_BYTES, NCCL_BYTES
@@ -111,9 +111,9 @@ def _usable_bytes(config: PreparedConfig, limit: int) -> int:
     if config.world.gpus:
         return int(GPU_SHARE * limit) - CONTEXT_BYTES - (NCCL_BYTES if config.world.size > 1 else 0)
     snapshot = STATE_BYTES * config.prepared.trained_parameters // config.world.size
-    # This process, which will be as large as the child, counts as it is now.
-    present = sum(map(fair_bytes, {os.getpid(), os.getppid()})) + _SUPERVISOR_BYTES
-    return int(CPU_SHARE * limit) - present - UPLOADER_BYTES - snapshot
+    # The fork server, whose memory the others share, and this process as it is while the child runs.
+    present = resident_bytes(os.getppid()) + own_bytes(os.getpid()) + _SUPERVISOR_BYTES + UPLOADER_BYTES
+    return max(0, int(CPU_SHARE * limit) - present - snapshot)
 
 
 def request_file(folder: Path) -> Path:
