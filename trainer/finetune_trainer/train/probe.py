@@ -40,7 +40,7 @@ MAX_SECONDS = 1800.0
 """Time after which a measurement is given up."""
 
 _SUPERVISOR_BYTES = 64 << 20
-"""The supervisor: Python without training libraries, 45 MiB measured."""
+"""Assumed for the supervisor: Python without training libraries."""
 _LAST_CHARACTERS = 300
 _OUT_OF_MEMORY = 80
 

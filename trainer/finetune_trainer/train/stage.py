@@ -87,7 +87,7 @@ def train(
     model = Background(lambda: prepared_model(config, store, runtime))
     start_process_group(config, runtime)
     try:
-        return _Attempt(_on_these_devices(config, report), store, runtime, report, stop, model).run()
+        return _Attempt(_on_these_devices(config, report), store, runtime, report, stop).run(model)
     finally:
         end_process_group()
 
@@ -134,11 +134,10 @@ class _Attempt:
     runtime: RuntimeEnv
     report: ProgressReporter
     stop: StopFlag
-    base_model: Background[ModelFolder]
     initial_weights: Weights = field(default_factory=dict)
     """Values that the trained parameters begin with; empty: those of the method."""
 
-    def run(self) -> TrainResult:
+    def run(self, base_model: Background[ModelFolder]) -> TrainResult:
         _check_micro_batch(self.config)
         if warning := _check_gpus(self.config, self.runtime):
             log.warning(warning)
@@ -159,19 +158,21 @@ class _Attempt:
         )
         try:
             with partitioned_models(self.config):
-                result = self._run(plan, checkpoints)
+                result = self._run(plan, checkpoints, base_model)
             if self.runtime.is_main:
                 log_trained(result)
             return result
         finally:
             checkpoints.close()
 
-    def _run(self, plan: TrainingPlan, checkpoints: CheckpointManager) -> TrainResult:
+    def _run(
+        self, plan: TrainingPlan, checkpoints: CheckpointManager, base_model: Background[ModelFolder]
+    ) -> TrainResult:
         with self.report.phase("claim", "claiming the run"):
             checkpoints.claim()
         stop_if_agreed(self.stop.requested, where="before the model was loaded")
         with self.report.phase("model", "loading model and data"):
-            base = self.base_model.result().path
+            base = base_model.result().path
             parts = self._parts(plan, checkpoints, base)
             # The duration of downloads differs between ranks, but under ZeRO-3 the ranks build the model together.
             stop_if_agreed(self.stop.requested, where="before the model was loaded")
