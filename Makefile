@@ -135,6 +135,10 @@ bench-chunked-loss: $(VENV)/.ready-test ## Benchmark the chunked loss (10 minute
 bench-settings: $(VENV)/.ready-test ## Benchmark settings of a training (12 minutes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/training_settings.py $(ARGS)
 
+.PHONY: bench-plan
+bench-plan: $(VENV)/.ready-test ## Benchmark `finetune plan`: Linux, root (40 minutes)
+	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/plan.py $(ARGS)
+
 .PHONY: proofs
 proofs: $(VENV)/.ready-test ## Measure the effect of each technique (hours; resumes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/proofs.py $(ARGS)

@@ -248,7 +248,7 @@ def timed(side: str, config: TrainerConfig, folder: Path) -> Timed:
     folder.mkdir()
     job = folder / "job.json"
     job.write_text(json.dumps({"side": side, "config": config.model_dump(mode="json")}))
-    port, world = _free_port(), config.world.size
+    port, world = free_port(), config.world.size
     ranks = [_start_rank(rank, world, job, folder, port) for rank in range(world)]
     try:
         failed = [rank for rank, process in enumerate(ranks) if process.wait() != 0]
@@ -294,7 +294,7 @@ def _start_rank(rank: int, world: int, job: Path, folder: Path, port: int) -> "s
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -28,7 +28,8 @@ from finetune_api.v1alpha1 import Batching, DataFormat, Spec, Task
 from finetune_trainer.data.info import DATASET_FILE, DatasetInfo
 from finetune_trainer.data.shards import ShardWriter
 from finetune_trainer.methods import METHODS
-from finetune_trainer.model.estimate import TrainingShape, process_bytes
+from finetune_trainer.model.cpu_estimate import process_bytes
+from finetune_trainer.model.estimate import TrainingShape
 from finetune_trainer.model.fetch import fetch_model
 from finetune_trainer.model.gpu_estimate import gpu_memory
 from finetune_trainer.model.inspect import ModelFacts, inspect_model

@@ -24,7 +24,9 @@ from .errors import StorageProtocolError
 from .evaluate.training_log import TrainingLog
 from .logs import QUIET_ENVIRONMENT, quiet_libraries
 from .methods import METHODS
+from .model.cpu_estimate import LOWEST, MARGIN
 from .model.estimate import STATE_BYTES
+from .model.gpu_estimate import GPU_ERRORS
 from .progress import ProgressReporter
 from .run_record import RunRecord
 from .runtime import RuntimeEnv
@@ -56,6 +58,16 @@ class TimeForecast:
 
 
 @dataclass(frozen=True)
+class MemoryForecast:
+    """Peak memory of one training process in bytes; with GPUs, that of its GPU."""
+
+    lowest: int
+    highest: int
+    source: str
+    """Where the errors that the limits allow for are from."""
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a run will need."""
 
@@ -70,6 +82,7 @@ class Forecast:
     evaluation_bytes: int
     """Memory of the evaluate stage."""
     evaluation_gpus: int
+    memory: MemoryForecast
     time: TimeForecast | None
     """None: no run of this output has been measured."""
 
@@ -107,8 +120,18 @@ def forecast_job(config: TrainerConfig, store: ObjectStore, *, scratch: Path, ca
         buffer_bytes=checkpoint // config.world.size,
         evaluation_bytes=needs.memory_bytes,
         evaluation_gpus=needs.gpus(config.spec),
+        memory=memory_forecast(prepared.memory_estimate_bytes, on_gpus=config.world.gpus),
         time=_time(config, prepared, plan.total_steps * tokens / plan.steps_per_epoch, store),
     )
+
+
+def memory_forecast(estimate: int, *, on_gpus: bool) -> MemoryForecast:
+    """Return the range of the peak. The estimate of the prepare stage includes the margin of a process on the CPU."""
+    if on_gpus:
+        too_high, too_low = GPU_ERRORS
+        source = "estimated; errors of other programs' published measurements"
+        return MemoryForecast(int(estimate / (1 + too_high)), int(estimate / (1 - too_low)), source)
+    return MemoryForecast(int(LOWEST / MARGIN * estimate), estimate, "estimated; errors of measured trainings")
 
 
 @dataclass(frozen=True)

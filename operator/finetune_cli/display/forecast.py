@@ -27,7 +27,8 @@ def rows(config: TrainerConfig, found: "Forecast") -> list[tuple[str, str]]:
     )
     unit = "packs" if prepared.packs is not None else "examples"
     kind = "GPU" if world.gpus else "process"
-    memory = f"{size(prepared.memory_estimate_bytes)} for each {kind}, ZeRO stage {prepared.zero_stage}"
+    lowest, highest = size(found.memory.lowest), size(found.memory.highest)
+    memory = f"{lowest} to {highest} for each {kind}, ZeRO stage {prepared.zero_stage}"
     kept = effective_offload(spec, prepared.offload, prepared.zero_stage)
     if world.gpus and kept is not Offload.NONE:
         memory += f", offload {kept}"
@@ -42,7 +43,7 @@ def rows(config: TrainerConfig, found: "Forecast") -> list[tuple[str, str]]:
         ("steps", f"{plan.total_steps:,} ({plan.steps_per_epoch:,} per epoch of {prepared.training_rows:,} {unit})"),
         ("batch", f"global {batch.global_size}, micro {batch.micro_size}, gradient accumulation {batch.accumulation}"),
         ("workers", workers),
-        ("memory", f"{memory}{_limit(config)}"),
+        ("memory", f"{memory}{_limit(config)}; {found.memory.source}"),
         *([("host", _host(config, prepared))] if world.gpus else []),
         ("checkpoint", f"{size(found.checkpoint_bytes)}, and {size(found.buffer_bytes)} of host memory per process"),
         ("evaluation", f"{size(found.evaluation_bytes)} of memory, {found.evaluation_gpus or 'no'} GPU"),
@@ -133,6 +134,11 @@ def as_json(config: TrainerConfig, found: "Forecast") -> dict[str, Any]:
         "gradientAccumulationSteps": config.batch.accumulation,
         "processes": config.world.size,
         "processMemoryBytes": prepared.memory_estimate_bytes,
+        "processMemoryRange": {
+            "lowestBytes": found.memory.lowest,
+            "highestBytes": found.memory.highest,
+            "source": found.memory.source,
+        },
         "hostMemoryBytes": prepared.host_estimate_bytes,
         "offload": str(effective_offload(config.spec, prepared.offload, prepared.zero_stage)),
         "checkpointBytes": found.checkpoint_bytes,

@@ -14,7 +14,7 @@ from gpu_check.prepared import make_model, trainer_config, training_shape
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.prepare import _memory_choice
-from finetune_trainer.model.estimate import process_bytes
+from finetune_trainer.model.cpu_estimate import process_bytes
 from finetune_trainer.model.gpu_estimate import gpu_memory
 from finetune_trainer.model.inspect import inspect_model
 

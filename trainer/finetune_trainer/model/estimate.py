@@ -1,21 +1,18 @@
-"""Estimates the memory of a training process before anything is loaded. Pure.
+"""Terms of the memory of a training that hold on every device, before anything is loaded. Pure.
 
-`process_bytes` is for a process on the CPU. `model.gpu_estimate` has the terms of a GPU and of its host, and
+`model.cpu_estimate` and `model.gpu_estimate` have the terms of a CPU and of a GPU and its host, and
 `model.memory_choice` chooses settings that fit.
 
 Model state is counted as in the ZeRO paper (Rajbhandari et al. 2019, arXiv 1910.02054, section 3 and figure 1): with P
 parameters, T of them trained, N processes and b bytes per value, parameters take bP, gradients 4T, and the optimizer
 12T (fp32 copy, momentum, variance; DeepSpeed keeps the copy for Float32 too, except at stage 0, where it is 8T). Stage
-1 divides the optimizer by N, stage 2 also the gradients, stage 3 also the parameters. Stage 3 gathers one parameter at
-a time and prefetches the next, so that twice the size of the largest one is added.
+1 divides the optimizer by N, stage 2 also the gradients, stage 3 also the parameters.
 
-Activations of a transformer layer take 17b bytes per token and hidden unit (Korthikanti et al. 2022, arXiv 2205.05198,
-equation 1 without the attention matrix, which sdpa does not keep). With gradient checkpointing, the activations of one
-layer and the inputs of all others are kept. A language model adds its logits, their gradient and the softmax in fp32,
-and the modules of some methods add values of their own.
+A language model has its logits, their gradient and the softmax in fp32, and the modules of some methods add values of
+their own.
 
 RAdam, which torch does not fuse, allocates temporary tensors of 20 bytes for each element of the tensor that it steps
-(measured from its sixth step on). Memory of activations is not always returned to the system before, so it is added.
+(measured from its sixth step on).
 
 A quantized matrix takes the bytes of its values and scales, and is dequantized for each product, one at a time. Merging
 the adapter loads the whole base model in the type of the job, beside the quantized one.
@@ -34,13 +31,12 @@ from ..methods.counts import ActivationCounts
 from .inspect import ModelFacts
 
 PROCESS_BYTES = 12 * 2**30 // 10
-"""Python with torch, transformers, DeepSpeed and the Trainer uses 0.85 GiB. Communication buffers, the data loader and
-temporary tensors of a step use the rest."""
+"""Of a process with a GPU. Python with torch, transformers, DeepSpeed and the Trainer uses 0.85 GiB. Communication
+buffers, the data loader and temporary tensors of a step use the rest."""
 
 UPLOADER_BYTES = 64 * 2**20
-"""The process that stores snapshots: Python with boto3, numpy and pydantic, 54 MiB measured. The whole estimate for
-MiniLM (22.7 M parameters, Float32, one CPU process, 8 x 128 tokens) is 2 % above the measured peak, at stage 0 and at
-stage 2. A fifth of that peak is pages of libraries, which the kernel may reclaim."""
+"""Of the process that stores the snapshots of a process with a GPU: Python with boto3, numpy and pydantic, 54 MiB
+measured."""
 
 STEP_BYTES: dict[OptimizerName, int] = {OptimizerName.ADAMW: 0, OptimizerName.RADAM: 20}
 """Temporary bytes for each element of the tensor that the optimizer steps; AdamW is fused."""
@@ -98,7 +94,7 @@ class TrainingShape:
     on_gpus: bool = False
     """Whether each process has a GPU."""
     offload: Offload = Offload.NONE
-    """State that is kept in host memory. No effect without GPUs."""
+    """State that is kept in host memory; without GPUs, it needs more memory there."""
     reduce_elements: int | None = None
     """Elements of a bucket of gradients, if spec.deepspeed.config sets them."""
     gathered_elements: int | None = None
@@ -108,13 +104,6 @@ class TrainingShape:
     def world(self) -> int:
         """Number of training processes."""
         return self.nodes * self.processes_per_node
-
-
-def process_bytes(shape: TrainingShape, zero_stage: int) -> int:
-    """Return the estimated peak memory of one training process, in bytes."""
-    fixed = PROCESS_BYTES + UPLOADER_BYTES + snapshot_bytes(shape)
-    working = max(_activation_bytes(shape) + dequantized_bytes(shape), _merging_bytes(shape))
-    return fixed + sum(model_state(shape, zero_stage)) + working
 
 
 def snapshot_bytes(shape: TrainingShape) -> int:
@@ -196,16 +185,6 @@ def model_state(shape: TrainingShape, zero_stage: int) -> ModelState:
     return ModelState(parameters, gradients, optimizer, STEP_BYTES[shape.optimizer] * stepped, gathered)
 
 
-def _activation_bytes(shape: TrainingShape) -> int:
-    value, tokens = value_bytes(shape.dtype), shape.micro_batch * shape.length
-    hidden = tokens * shape.facts.hidden_size
-    layers = shape.facts.layers
-    kept = 17 * value * hidden
-    held = layers * value * hidden + kept if shape.gradient_checkpointing else layers * kept
-    masks = mask_bytes(shape) if shape.is_packed else 0
-    return held + logits_bytes(shape) + masks + value * method_values(shape, tokens) + shape.activations.flags
-
-
 def logits_bytes(shape: TrainingShape) -> int:
     """Return the bytes of three 32-bit tensors of logits, which exist at a time in the backward pass of the loss."""
     if not shape.has_token_logits:
@@ -225,8 +204,8 @@ def dequantized_bytes(shape: TrainingShape) -> int:
     return value * max((outputs * inputs for outputs, inputs in shape.matrices), default=0)
 
 
-def _merging_bytes(shape: TrainingShape) -> int:
-    """The whole base model in the type of the job."""
+def merging_bytes(shape: TrainingShape) -> int:
+    """Return the bytes of the whole base model in the type of the job."""
     is_copied = shape.quantization is not None and shape.is_merged
     return value_bytes(shape.dtype) * shape.facts.parameters if is_copied else 0
 

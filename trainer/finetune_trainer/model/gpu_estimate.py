@@ -53,6 +53,10 @@ PINNED_FACTOR = 1.5
 """Offloaded state is page-locked, and torch rounds large allocations up; `additional_buffer_factor` of DeepSpeed's
 `estimate_zero2_model_states_mem_needs`."""
 
+GPU_ERRORS = (0.2, 0.1)
+"""How much the estimate is too high and too low at most, as a share of the published measurements that it is compared
+with in the tests."""
+
 
 @dataclass(frozen=True)
 class GpuMemory:

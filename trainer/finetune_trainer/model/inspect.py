@@ -21,6 +21,7 @@ _NORM = re.compile(r"norm\d*\.|(^|\.)ln_\w+\.")
 """Names of tensors of normalization layers, in lower case."""
 _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attn_pdrop", "attention_dropout")
 _INTERMEDIATE_SIZE = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 _QUANTIZED_SUFFIX = re.compile(
     r"([-_.](unsloth|bnb|gptq|awq|fp8|nf4|mxfp4|nvfp4|int[48]|[48]-?bits?|w\d+a\d+|g\d+|quantized|dynamic|hqq|aqlm|exl[23]))+$",
@@ -64,6 +65,8 @@ class ModelFacts:
     it."""
     norms: int = 0
     """Elements of the normalization layers."""
+    heads_with_dropout: int = 0
+    """Query heads of a layer, if their scores have dropout."""
     new_rows: int = 0
     """Rows of tokens of `spec.model.vocabulary`, in the embeddings and, if it has its own, in the output matrix."""
 
@@ -101,6 +104,7 @@ def inspect_model(folder: Path, uri: str) -> ModelFacts:
         attention_size=_head_size(text) * _heads(text),
         intermediate_size=_intermediate_size(text),
         norms=sum(prod(shape) for name, shape in shapes.items() if _NORM.search(name.lower())),
+        heads_with_dropout=_heads(text) if any(text.get(name) for name in _ATTENTION_DROPOUT) else 0,
     )
 
 

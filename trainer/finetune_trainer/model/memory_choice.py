@@ -11,7 +11,8 @@ from finetune_api.v1alpha1.quantities import gib
 
 from ..errors import BadConfigError
 from ..tasks.base import LOSS_CHUNK_BYTES
-from .estimate import TrainingShape, process_bytes
+from .cpu_estimate import process_bytes
+from .estimate import TrainingShape
 from .gpu_estimate import gpu_memory, host_bytes
 
 _MAX_NODES = 512
