@@ -24,7 +24,7 @@ from finetune_api.trainer_config import (
     TrainerConfig,
     World,
 )
-from finetune_api.v1alpha1 import Batching, DataFormat, Spec, Task
+from finetune_api.v1alpha1 import ArtifactFormat, Batching, DataFormat, Spec, Task
 from finetune_trainer.data.info import DATASET_FILE, DatasetInfo
 from finetune_trainer.data.shards import ShardWriter
 from finetune_trainer.methods import METHODS
@@ -233,6 +233,7 @@ def training_shape(config: TrainerConfig, facts: ModelFacts, task: Task, length:
         optimizer=spec.training.optimizer.name,
         activations=method.activations(facts, spec.method.block),
         logits_limit=LOSS_CHUNK_BYTES if spec.training.chunked_loss else None,
+        is_merged=ArtifactFormat.MERGED in spec.output.formats,
         nodes=config.world.nodes,
         processes_per_node=config.world.processes_per_node,
         micro_batch=config.batch.micro_size,
