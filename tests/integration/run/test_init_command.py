@@ -84,13 +84,13 @@ def test_a_training_that_does_not_fit_is_refused_with_settings_that_fit(folder: 
     status, _, err = finetune("init", "--data", "reviews.jsonl", "--model", "bert")
     assert status == 0, err
     job = YAML(typ="safe").load((folder / "job.yaml").read_text())
-    job["spec"]["workers"] = {"resources": {"limits": {"memory": "1Gi"}}}
+    job["spec"]["workers"] = {"resources": {"limits": {"memory": "512Mi"}}}
     with (folder / "job.yaml").open("w") as file:
         YAML().dump(job, file)
     status, out, err = finetune("plan", "job.yaml", "-o", "markdown")
     assert (status, out) == (78, "")
-    assert re.search(r"spec\.workers\.resources\.limits\.memory must be at least 2Gi for .*, not 1Gi;", err), err
-    assert "raise spec.workers.resources.limits.memory to 2Gi" in err
+    assert re.search(r"spec\.workers\.resources\.limits\.memory must be at least 1Gi for .*, not 512Mi;", err), err
+    assert "raise spec.workers.resources.limits.memory to 1Gi" in err
 
 
 def test_the_plan_of_a_training_on_gpus_shows_their_memory_and_that_of_the_host(
