@@ -17,6 +17,7 @@ from ..errors import BadConfigError, ExportUnusableError, ModelUnusableError
 from ..new_tokens import new_token_ids
 from ..tasks import TrainingTask
 from .base import EXPORT_ADVICE, FineTuningMethod, LoadedAdapter, Weights
+from .merge_check import adapted_outputs, check_merged
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -135,12 +136,18 @@ class AdapterMethod(FineTuningMethod[Block]):
                 advice="keep the base model's files as they are while a run uses them",
             )
         set_peft_model_state_dict(adapted, trained)
+        _check_loaded(_adapter_weights(adapted), trained)
         return self.merge(adapted)
 
     def merge(self, adapted: Any) -> tuple[PreTrainedModel, Weights]:
-        """Add the adapter to the matrices of its base model, in place."""
+        """Add the adapter to the matrices of its base model, in place.
+
+        Raises ExportUnusableError if the merged layers are not the base model's with the adapter.
+        """
         _unwrap_trained_whole(adapted)
+        expected = adapted_outputs(adapted)
         merged: PreTrainedModel = adapted.merge_and_unload()
+        check_merged(merged, expected)
         return merged, _own_weights(merged)
 
     def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> None:
@@ -249,6 +256,13 @@ def _adapter_weights(model: PeftModel, weights: Weights | None = None) -> dict[s
     from peft import get_peft_model_state_dict
 
     return dict(get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False))
+
+
+def _check_loaded(loaded: Weights, trained: Weights) -> None:
+    """Raise ExportUnusableError if PEFT has not loaded the trained values."""
+    for name, value in trained.items():
+        if not loaded[name].equal(value.to(loaded[name])):
+            raise ExportUnusableError(f"PEFT did not load {name} of the adapter before merging", advice=EXPORT_ADVICE)
 
 
 def _own_weights(model: PreTrainedModel) -> Weights:

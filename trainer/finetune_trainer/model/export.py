@@ -31,6 +31,7 @@ from .portable import add_older_names, base_name, copy_tokenizer, keep_generatio
 from .quantize import BaseQuantization
 from .quantized_exports import write_quantized
 from .reload import reload_adapter
+from .stored_weights import check_stored
 from .tokenizer import load_tokenizer
 from .weights import unpartitioned
 
@@ -268,6 +269,7 @@ def _base_to_merge(config: PreparedConfig, base: Path, *, seed: int) -> PreTrain
 def _save_merged(merged: PreTrainedModel, own: Weights, folder: Path, base: Path) -> None:
     _restore_cache(merged, base)
     merged.save_pretrained(folder, state_dict=own)
+    check_stored(folder, own)
     keep_generation_config(base, folder)
     add_older_names(folder, base)
 

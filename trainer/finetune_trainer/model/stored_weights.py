@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ExportUnusableError
-from ..methods.base import EXPORT_ADVICE
+from ..methods.base import EXPORT_ADVICE, Weights
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ class StoredWeights:
         with safe_open(self.files[name], framework="pt") as file:
             weight: torch.Tensor = file.get_tensor(name)
         return weight.float()
+
+
+def check_stored(folder: Path, weights: Weights) -> None:
+    """Raise ExportUnusableError if a weight in the files of a folder is not the given one.
+
+    The reloaded model is compared with the trained one by its loss, which a few wrong weights hardly change.
+    """
+    stored = StoredWeights.of(folder)
+    for name in stored.files.keys() & weights.keys():  # others have been renamed to the names of older versions
+        if not stored.read(name).equal(weights[name].float().cpu()):
+            raise ExportUnusableError(f"{name} in {folder} is not the weight that was trained", advice=EXPORT_ADVICE)
 
 
 _LEVELS = 127
