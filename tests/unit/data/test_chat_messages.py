@@ -6,23 +6,17 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 import tiny_models
-from finetune_api.v1alpha1 import Data, DataFormat, Task, TrainingSource
+from finetune_api.v1alpha1 import Data, DataFormat, TrainingSource
 from finetune_trainer.data.messages import MEDIA_COLUMNS
 from finetune_trainer.data.prepare import make_formatter
-from finetune_trainer.data.problems import Place, RecordProblem
+from finetune_trainer.data.problems import RecordProblem
 from finetune_trainer.errors import ModelUnusableError
-from tokenized import tokenized
+from formatted import ANSWER, ASKS, PLACE, RESULT, ROW, SYSTEM, USER, data_of, formatter_of, learnt
 
-PLACE, ROW = Place("s3://b/a.jsonl", 3), Place("s3://b/a.parquet", 3, "row")
-SYSTEM = {"role": "system", "content": "Answer in French."}
-USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Salut"}
 WEATHER = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
-CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
-ASKS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
-RESULT = {"role": "tool", "name": "add", "content": 'It is "4".\nSure.'}
 FAMILIES = {
     "SmolLM2": (tiny_models.SMOLLM2, "<|im_end|>"),
     "Llama 3": (tiny_models.LLAMA31, "<|eot_id|>"),
@@ -30,28 +24,6 @@ FAMILIES = {
     "Mistral": (tiny_models.MISTRAL, "</s>"),
     "Gemma": (tiny_models.GEMMA, "<end_of_turn>"),
 }
-
-
-def data_of(data_format):
-    return Data(train=(TrainingSource(uri="s3://bucket/a.jsonl"),), format=data_format)
-
-
-def formatter_of(template, data_format=DataFormat.CHAT, **tokenizer):
-    tokens = tiny_models.tiny_tokenizer(template, **tokenizer)
-    return make_formatter(data_format, data_of(data_format), tokens, "s3://bucket/model"), tokens
-
-
-def learnt(formatter, tokenizer, record, place=PLACE):
-    """The complete text, and the parts of it that carry loss."""
-    rows, _ = tokenized([formatter(record, place)], tokenizer, Task.CAUSAL_LM, max_length=512)
-    ((tokens, loss),) = rows
-    stretches: list[list[int]] = []
-    for index, token in enumerate(tokens.tolist()):
-        if loss[index]:
-            if not index or not loss[index - 1]:
-                stretches.append([])
-            stretches[-1].append(token)
-    return tokenizer.decode(tokens), [tokenizer.decode(stretch) for stretch in stretches]
 
 
 def thought(reasoning, content):
@@ -176,7 +148,8 @@ MORE = [{"role": "user", "content": "And now?"}, {"role": "assistant", "content"
 )
 def test_turns_with_text_outside_of_generation_marks_are_counted_in_a_note(template, first, outside):
     formatter, tokenizer = formatter_of(template)
-    asks = {"role": "assistant", "content": "Wait."} | ({"tool_calls": [CALL]} if "call.function" in template else {})
+    call = {"type": "function", "function": {"name": "add"}}
+    asks = {"role": "assistant", "content": "Wait."} | ({"tool_calls": [call]} if "call.function" in template else {})
     record = {"messages": [USER, asks, USER, ANSWER, *MORE]}
     _, spans = learnt(formatter, tokenizer, record)
     assert first is None or spans[: len(first)] == first

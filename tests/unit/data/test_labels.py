@@ -83,6 +83,13 @@ def test_similar_labels_that_stay_different_are_listed():
     assert remarks == ("labels that look similar are different classes: '01' and '1', 'Positive' and 'positive'",)
 
 
+def test_zero_has_one_name_and_fractions_with_other_zeros_at_the_end_are_listed():
+    assert names_of("-0", "-0.0", "0", 0, -0.0) == ["0"] * 5
+    changed, remarks = canonical_names({"1.50", "1.5", "1.1"})
+    assert changed == {}  # versions: 1.10 is not 1.1
+    assert remarks == ("labels that look similar are different classes: '1.5' and '1.50'",)
+
+
 def test_remarks_are_short_with_thousands_of_labels():
     _, remarks = canonical_names({f"{number}.0" for number in range(5000)} | {f"0{number}" for number in range(5000)})
     assert all(len(remark) < 1024 for remark in remarks)

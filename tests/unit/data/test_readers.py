@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from finetune_api.trainer_config import StorageSettings
 from finetune_api.v1alpha1 import BadRecordAction, Source
 from finetune_trainer.data.problems import BadRecords
-from finetune_trainer.data.readers import Record, blocks, column_names, read
+from finetune_trainer.data.readers import Record, blocks, column_names, read, unread_columns
 from finetune_trainer.data.sources import SourceFile, fetch_sources
 from finetune_trainer.errors import BadDataError
 from finetune_trainer.store import ObjectStore
@@ -421,3 +422,21 @@ def test_blocks_of_nested_records_are_as_large_as_those_of_texts(write, tmp_path
     (file,) = fetch(tmp_path, write("chats.jsonl", text.encode(encoding)))
     found = list(blocks(file, lambda names: names, 10_000))
     assert 9 <= len(found) <= 12
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_numbers_of_any_width_are_those_that_other_file_types_have(write, kind: pa.DataType) -> None:
+    values = pa.array(np.array([0.1, 0.0, 2.0], kind.to_pandas_dtype()), mask=np.array([False, True, False]))
+    table = pa.table({"label": values, "tags": pa.ListArray.from_arrays([0, 2, 2, 3], values)})
+    found = [record.values for record in records(write("a.parquet", parquet_bytes(table)))[0]]
+    assert [row["label"] for row in found] == [0.1, None, 2.0]
+    assert [row["tags"] for row in found] == [[0.1, None], [], [2.0]]
+
+
+def test_columns_that_are_not_read_are_known_for_files_with_a_header(write) -> None:
+    for name, content in (
+        ("a.csv", "text,label,note\na,b,c\n"),
+        ("a.parquet", parquet_bytes([{"text": 1, "note": 2}])),
+    ):
+        (file,) = fetch(Path(write(name, content).removeprefix("file://")).parent, write(name, content))
+        assert unread_columns(file, lambda names: [name for name in names if name != "note"]) == ("note",)

@@ -59,8 +59,8 @@ from .pipeline import (
     group_of,
     optional,
 )
-from .problems import BadRecords, Place, listed
-from .readers import BLOCK_BYTES, blocks
+from .problems import BadRecords, Place, listed, shown
+from .readers import BLOCK_BYTES, blocks, unread_columns
 from .runs import (
     Run,
     assign_splits,
@@ -267,7 +267,7 @@ def _build(
     spec, dataset_uri = config.spec, dataset_folder(config.output_uri, digest)
     rows = _process(spec, inputs, steps, folder, report)
     with report.phase("split", "splitting"):
-        remarks = inputs.formatter.remarks(rows.tallies["format"].counts) + rows.name_labels()
+        remarks = inputs.formatter.remarks(rows.tallies["format"].counts) + _unread_columns(inputs) + rows.name_labels()
         support = TASKS[inputs.task].support
         labels = rows.check_labels(of_tokens=support.labels_tokens) if support.has_labels else ()
         rows.bad.raise_if_any()
@@ -343,6 +343,19 @@ def _build(
         store.put(uri, content)
         return info
     return info if is_new else read_dataset_info(store, dataset_uri)  # another run committed the same shards first
+
+
+def _unread_columns(inputs: Inputs) -> tuple[str, ...]:
+    """A remark about columns of CSV and Parquet files, which are not even read. The formatter counts those of JSON."""
+    files = {file.uri: file for found in inputs.files.values() for file in found}
+    unread: dict[str, str] = {}
+    for uri, file in files.items():
+        for name in unread_columns(file, inputs.formatter.columns_of):
+            unread.setdefault(name, uri)
+    if not unread:
+        return ()
+    names = [f"{shown(name)} ({uri})" for name, uri in unread.items() if name]
+    return (f"columns that the format {inputs.formatter.data_format} does not use: {listed(names, most=6)}",)
 
 
 def _rule(name: str, tally: Tally) -> RuleInfo:

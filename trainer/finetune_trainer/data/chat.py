@@ -21,12 +21,12 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
 from ..errors import ModelUnusableError
-from .messages import Message
+from .messages import WEIGHT, Message
 from .problems import RecordProblem
 
 Span = tuple[int, int]
@@ -87,6 +87,8 @@ class ChatRenderer:
         if self.for_tools is not None and values.get("tools"):
             return self.for_tools(messages, values)
         messages = self._adapted(messages)
+        excluded = {index for index, message in enumerate(messages) if WEIGHT in message}
+        messages = [{key: value for key, value in message.items() if key != WEIGHT} for message in messages]
         text, marked = self._rendered(messages, values)
         places = self._places(messages, values, text)
         rewritten = self.counts["reasoning rewritten"]
@@ -95,8 +97,9 @@ class ChatRenderer:
             spans = [self._through_end_token(text, start, end) for start, end in marked if end > start]
             self._count_reasoning(messages, text, spans)
             self._count_unmarked(messages, values, text, places, spans)
+            spans = self._without(excluded, messages, values, text, places, spans)
         else:
-            spans = self._spans(messages, values, text, places)
+            spans = self._spans(messages, values, text, places, excluded)
         if not spans:
             if self.counts["reasoning rewritten"] > rewritten:
                 raise RecordProblem(
@@ -248,19 +251,9 @@ class ChatRenderer:
 
         Raises RecordProblem for a message that the template omits.
         """
-        blank, names = [], {}
-        for index, message in enumerate(messages):
-            start = _answer_start(message)
-            content = message["content"]
-            blank.append(message | {"content": content[:start] + _word(index)} if content[start:].strip() else message)
-            if message.get("tool_calls"):
-                calls = []
-                for number, call in enumerate(message["tool_calls"], start=1):
-                    placeholder = f"\ue002{index}.{number}\ue003"
-                    names[placeholder] = (_name_of(call), f"tool call {number} of message {index + 1}")
-                    calls.append(_renamed(call, placeholder))
-                blank[-1] = blank[-1] | {"tool_calls": calls}
+        blank, names = _blanked(messages)
         rendered = self._try(blank, values)
+        self._check_arguments(messages, values)
         for index, message in enumerate(messages):
             content = message["content"][_answer_start(message) :].strip()
             reaches = content in text if rendered is None else _word(index) in rendered
@@ -269,16 +262,63 @@ class ChatRenderer:
         for placeholder, (name, where) in names.items():
             if not (name in text if rendered is None else placeholder in rendered):
                 raise _left_out(f"{where} (assistant)", "assistant")
-        if rendered is None:
-            return {}
-        for placeholder, (name, _) in names.items():
-            rendered = rendered.replace(placeholder, name)
-        return _aligned(messages, rendered, text)
+        places = {}
+        if rendered is not None:
+            for placeholder, (name, _) in names.items():
+                rendered = rendered.replace(placeholder, name)
+            places = _aligned(messages, rendered, text)
+        if not places:
+            self.counts["content changed"] += sum(not _has_content(message, text) for message in messages)
+        return places
 
-    def _spans(self, messages: list[Message], values: Values, text: str, places: dict[int, Span]) -> list[Span]:
+    def _check_arguments(self, messages: list[Message], values: Values) -> None:
+        """Raise RecordProblem for a tool call whose arguments the template omits."""
+        asked = [index for index, message in enumerate(messages) if any(map(_arguments_of, _calls_of(message)))]
+        if not asked:
+            return
+        probed = [
+            message | {"tool_calls": [_probed(call, _probe(index, number)) for number, call in _numbered(message)]}
+            if index in asked
+            else message
+            for index, message in enumerate(messages)
+        ]
+        rendered = self._try(probed, values)
+        for index in asked if rendered is not None else ():
+            for number, call in _numbered(messages[index]):
+                if _arguments_of(call) and _probe(index, number) not in (rendered or ""):
+                    what = f"the arguments of tool call {number} of message {index + 1} (assistant)"
+                    raise _left_out(what, "assistant")
+
+    def _without(
+        self,
+        excluded: Collection[int],
+        messages: list[Message],
+        values: Values,
+        text: str,
+        places: dict[int, Span],
+        spans: list[Span],
+    ) -> list[Span]:
+        """The marked spans that are not in the turns of the messages `excluded`."""
+        for index in sorted(excluded):
+            turn = self._turn(messages, index, values, text, places)[0] if _is_answer(messages[index]) else None
+            if turn is not None:
+                spans = [(start, end) for start, end in spans if end <= turn[0] or start >= turn[1]]
+            elif _is_answer(messages[index]):
+                what = f"message {index + 1} has weight 0, but cannot be located in the output of the chat template"
+                raise RecordProblem("chat template", what, "remove the record, or the weight of the message")
+        return spans
+
+    def _spans(
+        self,
+        messages: list[Message],
+        values: Values,
+        text: str,
+        places: dict[int, Span],
+        excluded: Collection[int],
+    ) -> list[Span]:
         spans = []
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if not _is_answer(message) or index in excluded:
                 continue
             turn, through = self._turn(messages, index, values, text, places)
             is_last = index == len(messages) - 1
@@ -377,6 +417,7 @@ class ChatRenderer:
 
 
 _REMARKS = {
+    "content changed": "the chat template shortens or changes the content of {} messages",
     "reasoning rewritten": "{} assistant turns carry no loss: the chat template omits their reasoning, because "
     "later turns follow; split such conversations so that each of these turns comes last",
     "reasoning left out": "the chat template omits the reasoning of {} assistant turns; their answers carry loss",
@@ -402,6 +443,10 @@ def _with_prefix(counts: Counter[str], prefix: str) -> Counter[str]:
 def _word(index: int) -> str:
     """A placeholder in a private use area of Unicode, which templates do not treat specially."""
     return f"\ue000{index}\ue001"
+
+
+def _is_answer(message: Message) -> bool:
+    return bool(message["role"] == "assistant")
 
 
 def _answer_start(message: Message) -> int:
@@ -479,6 +524,60 @@ def _left_out(what: str, role: str) -> RecordProblem:
 
 def _name_of(call: Message) -> str:
     return str(call.get("function", call).get("name", ""))
+
+
+def _blanked(messages: list[Message]) -> tuple[list[Message], dict[str, tuple[str, str]]]:
+    """The messages with placeholders instead of their contents and of the names of tools; and for each placeholder of
+    a tool its name, and the place of the call."""
+    blank, names = [], {}
+    for index, message in enumerate(messages):
+        start = _answer_start(message)
+        content = message["content"]
+        blank.append(message | {"content": content[:start] + _word(index)} if content[start:].strip() else message)
+        if message.get("tool_calls"):
+            calls = []
+            for number, call in _numbered(message):
+                placeholder = f"\ue002{index}.{number}\ue003"
+                names[placeholder] = (_name_of(call), f"tool call {number} of message {index + 1}")
+                calls.append(_renamed(call, placeholder))
+            blank[-1] = blank[-1] | {"tool_calls": calls}
+    return blank, names
+
+
+def _calls_of(message: Message) -> list[Message]:
+    return list(message.get("tool_calls") or ())
+
+
+def _numbered(message: Message) -> list[tuple[int, Message]]:
+    return list(enumerate(_calls_of(message), start=1))
+
+
+def _arguments_of(call: Message) -> Any:
+    """The arguments of a call; JSON text of an empty object counts as none."""
+    arguments = call.get("function", call).get("arguments") if isinstance(call.get("function", call), dict) else None
+    return None if isinstance(arguments, str) and arguments.strip() in ("", "{}") else arguments
+
+
+def _probe(index: int, number: int) -> str:
+    """A name of an argument that no record has; letters, because templates escape other characters."""
+    return f"finetuneprobe{index}x{number}x"
+
+
+def _probed(call: Message, name: str) -> Message:
+    """The call with an argument `name` in addition to its own."""
+    if isinstance(call.get("function"), dict):
+        return call | {"function": _probed(call["function"], name)}
+    arguments = call.get("arguments")
+    if isinstance(arguments, dict):
+        return call | {"arguments": {**arguments, name: name}}
+    return call | {"arguments": json.dumps({name: name})} if isinstance(arguments, str) else call
+
+
+def _has_content(message: Message, text: str) -> bool:
+    """Whether the text has the content of a message as it is, or within JSON."""
+    content = message["content"][_answer_start(message) :].strip()
+    forms = (content, *(json.dumps(content, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)))
+    return any(form in text for form in forms)
 
 
 def _renamed(call: Message, name: str) -> Message:

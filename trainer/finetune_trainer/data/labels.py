@@ -23,6 +23,7 @@ _EXACT = 2**53
 _BOOLEANS = frozenset({"true", "false"})
 _FLOAT_OF_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)\.0")
 """How pandas writes integers of a column with missing values."""
+_DECIMAL = re.compile(r"-?[0-9]+\.[0-9]+")
 _FRACTION = re.compile(r"-?[0-9]+\.[0-9]*[1-9][0-9]*")
 
 
@@ -74,12 +75,13 @@ def canonical_names(spellings: Collection[str]) -> tuple[Mapping[str, str], tupl
     """Spelling -> name, for the spellings that get a different name; and remarks for the user.
 
     - `True`, `TRUE` and `true` are "true", likewise "false": CSV writers differ, JSON and Parquet have a boolean type.
+    - `-0` is "0".
     - `1.0` is "1", unless the labels include fractions such as `1.5` and no plain `1`: then they are identifiers or
       grades, and are kept as text.
     - Equal characters in different Unicode compositions are the same (NFC).
 
-    Everything else keeps its spelling: `01` and `1`, or `A` and `a`, may be different classes. A remark lists such
-    pairs.
+    Everything else keeps its spelling: `01` and `1`, `1.10` and `1.1`, or `A` and `a`, may be different classes. A
+    remark lists such pairs.
     """
     names = {unicodedata.normalize("NFC", spelling) for spelling in spellings}
     whole = {canonical_name(name, floats_are_whole=True) for name in names if _FLOAT_OF_WHOLE.fullmatch(name)}
@@ -105,15 +107,19 @@ def canonical_name(spelling: str, *, floats_are_whole: bool) -> str:
     name = unicodedata.normalize("NFC", spelling)
     if floats_are_whole and _FLOAT_OF_WHOLE.fullmatch(name):
         return str(int(name.removesuffix(".0")))
+    if name == "-0":
+        return "0"
     folded = name.casefold()
     return folded if folded in _BOOLEANS else name
 
 
 def _similar_names(names: Iterable[str]) -> list[list[str]]:
-    """Groups of names that differ only in case, spaces, width or leading zeros."""
+    """Groups of names that differ only in case, spaces, width, leading zeros or the zeros at the end of a fraction."""
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if _DECIMAL.fullmatch(key):
+            key = key.rstrip("0").removesuffix(".")
         groups[key.lstrip("0") or "0" if key.isdecimal() else key].append(name)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -8,8 +8,16 @@ from .problems import RecordProblem, shown
 
 Message = dict[str, Any]
 
-TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
-"""Optional columns of a Chat record that the chat template reads; each holds JSON values or JSON text."""
+TEMPLATE_COLUMNS = ("tools", "functions", "documents", "chat_template_kwargs")
+"""Optional columns of a Chat record that the chat template reads; each holds JSON values or JSON text. `functions` is
+an earlier form of `tools`."""
+
+SYSTEM_COLUMN = "system"
+"""Optional column of Chat and Instruction records with a system message."""
+HISTORY_COLUMN = "history"
+"""Optional column of Instruction records with the turns before the prompt."""
+WEIGHT = "weight"
+"""Key of a message of `parse_messages` that carries no loss; its value is 0."""
 
 MEDIA_COLUMNS = (
     "image",
@@ -91,7 +99,7 @@ def with_message_texts(message: Message, change: Callable[[str], str]) -> Messag
 
     Arguments are written as JSON text again, because they are data, in which a null of a Parquet row is kept.
     """
-    kept = {*_IDENTIFIERS, "tool_calls"}
+    kept = {*_IDENTIFIERS, WEIGHT, "tool_calls"}
     changed = {key: value if key in kept else with_nested_texts(value, change) for key, value in message.items()}
     if "tool_calls" in message:
         changed["tool_calls"] = [_with_call_texts(call, change) for call in message["tool_calls"]]
@@ -122,9 +130,49 @@ def parse_messages(value: object, column: str, *, nulls_are_absent: bool = False
         raise RecordProblem("wrong type", f"column {column!r} must be a list of messages, not {shown(value)}", remedy)
     items: list[Any] = _without_nulls(value) if nulls_are_absent else value
     messages = [_message(item, index, remedy) for index, item in enumerate(items, start=1)]
-    if not any(message["role"] == "assistant" for message in messages):
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
         raise RecordProblem("no assistant message", "the conversation has no assistant message", remedy)
+    if all(WEIGHT in answer for answer in answers):
+        what = "the weight of every assistant message is 0, so nothing of the conversation is learned"
+        raise RecordProblem("no assistant message", what, "remove the record, or set the weight of an answer to 1")
     return messages
+
+
+def with_system_message(record: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages after the system message of the column `system`, if the record has one. Raises RecordProblem."""
+    text = system_text(record)
+    if not text:
+        return messages
+    if messages[0]["role"] in ("system", "developer"):
+        if messages[0]["content"].strip() == text.strip():
+            return messages
+        what = f"column {SYSTEM_COLUMN!r} and the first message must not both be a system message"
+        raise RecordProblem("two system messages", what, "write both into one of them")
+    return [{"role": "system", "content": text}, *messages]
+
+
+def system_text(record: Mapping[str, Any]) -> str:
+    """The text of the column `system`; empty if there is none. Raises RecordProblem."""
+    text = record.get(SYSTEM_COLUMN)
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        what = f"column {SYSTEM_COLUMN!r} must be text, not {shown(text)}"
+        raise RecordProblem("wrong type", what, f"write the system message into column {SYSTEM_COLUMN!r} as text")
+    return encodable(text, f"column {SYSTEM_COLUMN!r}") if text.strip() else ""
+
+
+def earlier_turns(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Question and answer of every turn of the column `history`. Raises RecordProblem."""
+    name = f"column {HISTORY_COLUMN!r}"
+    value = _parsed(record.get(HISTORY_COLUMN), name)
+    turns = value or []
+    is_list = isinstance(turns, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in turns)
+    if not is_list or not all(isinstance(text, str) and text.strip() for turn in turns for text in turn):
+        what = f"{name} must be a list of [question, answer], not {shown(value)}"
+        raise RecordProblem("wrong type", what, f"write the earlier turns into {name} as a list of two texts each")
+    return [(encodable(question, name), encodable(answer, name)) for question, answer in turns]
 
 
 def refuse_media(record: Mapping[str, Any], used: Collection[str] = ()) -> None:
@@ -156,6 +204,11 @@ def template_values(record: Mapping[str, Any], *, nulls_are_absent: bool = False
             what = f"column {column!r} must be a list of objects, not {shown(value)}"
             raise RecordProblem("wrong type", what, f"write column {column!r} as a list of JSON objects")
         values[column] = items
+    if functions := values.pop("functions", None):
+        if "tools" in values:
+            what = "columns 'functions' and 'tools' must not both have values"
+            raise RecordProblem("wrong type", what, "write all tools into column 'tools'")
+        values["tools"] = [{"type": "function", "function": function} for function in functions]
     return values
 
 
@@ -184,13 +237,9 @@ def _message(item: object, index: int, remedy: str) -> Message:
         for key, kept in item.items()
         if key not in {"role", "content", "from", "value"} and kept is not None  # Parquet fills absent keys with null
     }
-    if rest.get("function_call"):
-        what = f"message {index} has a function_call, which chat templates do not read"
-        raise RecordProblem("wrong type", what, "write function_call as tool_calls: a list of {function}")
-    for column in MEDIA_COLUMNS:
-        if rest.get(column):
-            what = f"message {index} has {column!r}: only text can be trained on"
-            raise RecordProblem("not text", what, _NO_MEDIA)
+    _refuse_keys(rest, index)
+    if WEIGHT in rest and _weight(rest, role, index):
+        del rest[WEIGHT]
     calls = _tool_calls(rest.pop("tool_calls", None), index)
     if calls:
         rest["tool_calls"] = calls
@@ -202,6 +251,27 @@ def _message(item: object, index: int, remedy: str) -> Message:
     if role == "assistant" and not content.strip() and not calls:
         raise RecordProblem("empty text", f"message {index} (assistant) is empty", "fill it or remove the record")
     return {"role": role, "content": encodable(content, f"message {index}"), **rest}
+
+
+def _refuse_keys(message: Mapping[str, Any], index: int) -> None:
+    """Raise RecordProblem for content that no chat template reads."""
+    if message.get("function_call"):
+        what = f"message {index} has a function_call, which chat templates do not read"
+        raise RecordProblem("wrong type", what, "write function_call as tool_calls: a list of {function}")
+    for column in MEDIA_COLUMNS:
+        if message.get(column):
+            what = f"message {index} has {column!r}: only text can be trained on"
+            raise RecordProblem("not text", what, _NO_MEDIA)
+
+
+def _weight(message: Mapping[str, Any], role: str, index: int) -> bool:
+    """Whether a message carries loss, as in OpenAI's format for fine-tuning. Raises RecordProblem."""
+    weight = message[WEIGHT]
+    if weight not in (0, 1) or (weight and role != "assistant"):
+        allowed = "0 or 1" if role == "assistant" else "0 or absent, because only answers are learned"
+        what = f"the weight of message {index} ({role}) must be {allowed}, not {shown(weight)}"
+        raise RecordProblem("wrong type", what, "write 0 to exclude an answer from the loss, or remove the weight")
+    return bool(weight)
 
 
 def _content(content: object, index: int) -> object:

@@ -22,6 +22,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -222,6 +223,15 @@ def column_names(file: SourceFile, bad: BadRecords) -> tuple[str, ...] | None:
     is_csv = file_type(file) == ".csv"
     columns: Columns = (lambda names: names) if is_csv else (lambda _: ())  # the values of lines of JSON are not needed
     return next((tuple(record.values) for record in read(file, bad, columns)), None)
+
+
+def unread_columns(file: SourceFile, columns: Columns) -> tuple[str, ...]:
+    """The columns of a Parquet or CSV file whose values are not read. Raises BadDataError as `read` does."""
+    if file_type(file) not in (".parquet", ".csv") or not file.size:
+        return ()
+    names = column_names(file, BadRecords(BadRecordAction.SKIP)) or ()
+    used = set(columns(names))
+    return tuple(name for name in names if name not in used)
 
 
 def file_type(file: SourceFile) -> str:
@@ -726,9 +736,33 @@ def _stream_of(batches: list[pa.RecordBatch]) -> bytes:
 def _rows(batch: pa.RecordBatch, names: list[str]) -> Iterable[dict[str, Any] | RecordProblem]:
     """A batch's rows as Python values; a problem for a row with a value that Python cannot represent."""
     try:
-        return cast(list[dict[str, Any]], batch.select(names).to_pylist())
+        rows = cast(list[dict[str, Any]], batch.select(names).to_pylist())
     except _VALUE_ERRORS:
         return (_row(batch, names, index) for index in range(batch.num_rows))
+    for name in names:
+        if (width := _narrow_float(batch.schema.field(name).type)) is not None:
+            for row in rows:
+                row[name] = _shortest(row[name], width)
+    return rows
+
+
+def _narrow_float(kind: pa.DataType) -> type[np.floating[Any]] | None:
+    """The type of the numbers of a column, or of its lists, if they have fewer than 64 bits."""
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if pa.types.is_float32(kind):
+        return np.float32
+    return np.float16 if pa.types.is_float16(kind) else None
+
+
+def _shortest(value: Any, width: type[np.floating[Any]]) -> Any:
+    """Numbers of a narrow type as the shortest ones that it rounds to them: 0.1, not 0.10000000149011612.
+
+    Other file types have the former, and it may be a label.
+    """
+    if isinstance(value, list):
+        return [_shortest(item, width) for item in value]
+    return None if value is None else float(str(width(value)))
 
 
 def _row(batch: pa.RecordBatch, names: list[str], index: int) -> dict[str, Any] | RecordProblem:
@@ -736,7 +770,8 @@ def _row(batch: pa.RecordBatch, names: list[str], index: int) -> dict[str, Any] 
     for name in names:
         column = batch.column(name)
         try:
-            values[name] = column[index].as_py()
+            value, width = column[index].as_py(), _narrow_float(column.type)
+            values[name] = value if width is None else _shortest(value, width)
         except UnicodeDecodeError as error:
             what = f"column {shown(name)} is not UTF-8: byte {error.object[error.start]:#04x}"
             return RecordProblem("undecodable bytes", what, f"write column {shown(name)} as UTF-8")

@@ -148,9 +148,20 @@ class Formatter:
         self._columns = columns
         self._bos = bos
         self._eos = eos
+        self._counts: Counter[str] = Counter()
+        """`column NAME` -> records with a value in a column that is not used."""
+        self._used: dict[tuple[str, ...], frozenset[str]] = {}
+        """Columns of a record -> those that are used."""
 
     def __call__(self, record: Mapping[str, Any], place: Place) -> Example:
         """Convert a record to an example. Raises RecordProblem for an unusable record."""
+        names = tuple(record)
+        if names not in self._used:
+            if len(self._used) >= _MOST_LAYOUTS:
+                self._used.clear()
+            self._used[names] = frozenset(self.columns_of(names))
+        if len(used := self._used[names]) < len(names) and len(self._counts) < _MOST_LAYOUTS:
+            self._counts.update(f"{_COLUMN}{name}" for name in names if name not in used and record[name])
         return self._format.example(record, place, self)
 
     def with_texts(self, record: Mapping[str, Any], place: Place, change: Callable[[str], str]) -> dict[str, Any]:
@@ -196,12 +207,19 @@ class Formatter:
         return canonical_name(group, floats_are_whole=True)
 
     def take_counts(self) -> Counter[str]:
-        """Return and reset the counters of the conversations rendered so far."""
-        return Counter() if self.renderer is None else self.renderer.take_counts()
+        """Return and reset the counters of the records converted so far."""
+        taken, self._counts = self._counts, Counter()
+        return taken if self.renderer is None else taken + self.renderer.take_counts()
 
     def remarks(self, counts: Counter[str] | None = None) -> tuple[str, ...]:
-        """Remarks for the user about the conversations, one line each. Without `counts`: those rendered so far."""
-        return () if self.renderer is None else self.renderer.remarks(counts)
+        """Remarks for the user about the records, one line each. Without `counts`: those converted so far."""
+        found = () if self.renderer is None else self.renderer.remarks(counts)
+        every = self._counts if counts is None else counts
+        unused = Counter({key.removeprefix(_COLUMN): count for key, count in every.items() if key.startswith(_COLUMN)})
+        if not unused:
+            return found
+        names = [f"{shown(name)} ({count:,} records)" for name, count in unused.most_common()]
+        return (*found, f"columns that the format {self.data_format} does not use: {listed(names, most=6)}")
 
     def columns_of(self, names: Sequence[str]) -> list[str]:
         """The columns of a file that are read; all of them if a required one is missing, because the error lists
@@ -249,6 +267,15 @@ class Formatter:
             text = text.rstrip().removesuffix(self._eos)
         return text
 
+    def with_bos_eos(self, text: str) -> str:
+        """The text between one begin and one end token, however many of them it has already."""
+        bare = self.without_bos_eos(text)
+        return text if self._bos + bare + self._eos == text else self._bos + bare + self._eos
+
+    def is_bos_or_eos(self, word: str) -> bool:
+        """Whether a word is the begin or the end token."""
+        return bool(word) and word in (self._bos, self._eos)
+
     def chat(self, messages: list[Message], place: Place, values: Mapping[str, Any] | None = None) -> Example:
         """A conversation rendered with the chat template."""
         assert self.renderer is not None, "the prepare stage checks that Chat has a template"
@@ -275,6 +302,11 @@ class Formatter:
 
     def _present(self, names: Collection[str], field: str) -> list[str]:
         return [name for name in self._names(field) if name in names]
+
+
+_COLUMN = "column "
+_MOST_LAYOUTS = 1000
+"""Of different sets of columns, for records of JSON that have many."""
 
 
 def _empty(column: str) -> RecordProblem:

@@ -8,11 +8,14 @@ from finetune_api.v1alpha1 import DataFormat
 
 from ..messages import (
     MEDIA_COLUMNS,
+    SYSTEM_COLUMN,
     TEMPLATE_COLUMNS,
     parse_messages,
+    system_text,
     template_values,
     with_message_texts,
     with_nested_texts,
+    with_system_message,
 )
 from ..problems import Place
 from .base import FORMATS, Example, Formatter, RecordFormat, TemplateUse
@@ -23,8 +26,9 @@ class Chat(RecordFormat):
     """A list of messages, and the variables that a template may read (tools, documents)."""
 
     name = DataFormat.CHAT
+    version = 2
     columns = {"messages": ("messages", "conversations")}
-    optional_columns = (*TEMPLATE_COLUMNS, *MEDIA_COLUMNS)
+    optional_columns = (SYSTEM_COLUMN, *TEMPLATE_COLUMNS, *MEDIA_COLUMNS)
     template = TemplateUse.REQUIRED
 
     def with_texts(
@@ -38,6 +42,8 @@ class Chat(RecordFormat):
         documents = template_values(record, nulls_are_absent=in_parquet).get("documents")
         if documents:
             changed["documents"] = [with_nested_texts(document, change) for document in documents]
+        if column != SYSTEM_COLUMN and (text := system_text(record)):
+            changed[SYSTEM_COLUMN] = change(text)
         return changed
 
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
@@ -45,6 +51,8 @@ class Chat(RecordFormat):
         column, value = formatter.value(record, "messages")
         in_parquet = place.unit == "row"
         messages = parse_messages(value, column, nulls_are_absent=in_parquet)
+        if column != SYSTEM_COLUMN:
+            messages = with_system_message(record, messages)
         example = formatter.chat(messages, place, template_values(record, nulls_are_absent=in_parquet))
         texts = (message["content"] for message in messages if message["role"] not in ("system", "developer"))
         return replace(example, messages=tuple(texts))

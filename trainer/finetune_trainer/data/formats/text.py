@@ -20,7 +20,7 @@ class Text(RecordFormat):
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
         """A document between the begin and the end token; all of it carries loss."""
         bare = formatter.text(record, "text")
-        text = formatter.with_eos(formatter.with_bos(bare))
+        text = formatter.with_bos_eos(bare)
         return Example(text, place, spans=((-1, len(text)),), divisible=True, parts=(formatter.without_bos_eos(bare),))
 
     def prompt(self, prompt: str, formatter: Formatter) -> str:

@@ -16,6 +16,7 @@ class TokenClassification(RecordFormat):
     """The text is the words joined with spaces, as a trained model gets it."""
 
     name = DataFormat.TOKEN_CLASSIFICATION
+    version = 2
     columns = {"tokens": ("tokens",), "tags": ("tags", "ner_tags")}
     text_fields = ("tokens",)
     tokenizer_adds_ends = True
@@ -30,6 +31,9 @@ class TokenClassification(RecordFormat):
                 f"columns {column!r} and {other!r} must be equally long, not {len(words)} words and {len(tags)} labels",
                 "give every word one label",
             )
+        words, tags = _without_ends(words, tags, formatter)
+        if not words:
+            raise RecordProblem("empty text", f"column {column!r} is empty", "fill it or remove the record")
         spans, start = [], 0
         for index, word in enumerate(words):
             if not isinstance(word, str):
@@ -41,6 +45,16 @@ class TokenClassification(RecordFormat):
             start = spans[-1][1] + 1
         text = encodable(" ".join(word.strip() for word in words), f"column {column!r}")
         return Example(text, place, spans=tuple(spans), span_labels=tuple(label_name(tag) for tag in tags))
+
+
+def _without_ends(words: list[Any], tags: list[Any], formatter: Formatter) -> tuple[list[Any], list[Any]]:
+    """Words and labels without begin and end tokens around them, which the tokenizer adds."""
+    first, last = 0, len(words)
+    while first < last and isinstance(words[first], str) and formatter.is_bos_or_eos(words[first].strip()):
+        first += 1
+    while first < last and isinstance(words[last - 1], str) and formatter.is_bos_or_eos(words[last - 1].strip()):
+        last -= 1
+    return words[first:last], tags[first:last]
 
 
 def _list(record: Mapping[str, Any], field: str, formatter: Formatter) -> tuple[str, list[Any]]:
