@@ -54,11 +54,12 @@ def adapted_outputs(adapted: PeftModel) -> dict[str, LayerOutputs]:
         if not isinstance(module, BaseTunerLayer):
             continue
         assert not module.merged, "its outputs would be those of the base layer"
-        layer: Any = module.get_base_layer()
+        tuned: Any = module
+        layer = tuned.get_base_layer()
         inputs = _inputs(layer, generator)
         if inputs is None:
             continue
-        outputs = LayerOutputs(inputs, base=_outputs(layer, inputs), adapted=_outputs(module, inputs))
+        outputs = LayerOutputs(inputs, base=_outputs(layer, inputs), adapted=_outputs(tuned, inputs))
         # PEFT wraps an embedding with trained rows twice.
         found[name.removesuffix(".token_adapter")] = outputs
     return found
