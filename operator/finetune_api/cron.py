@@ -19,7 +19,9 @@ def schedule_errors(schedule: RunSchedule) -> dict[str, str]:
         zone = ZoneInfo(schedule.time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # a folder of the database is an OSError
         zone = ZoneInfo("Etc/UTC")
-        found["timeZone"] = f"must be a time zone such as Europe/Berlin, not {schedule.time_zone!r}"
+        found["timeZone"] = (
+            f"must be a time zone such as Europe/Berlin, not {schedule.time_zone!r}; write a name of the IANA database"
+        )
     try:
         next(CronSim(schedule.cron, datetime(2026, 1, 1, tzinfo=zone)))
     except CronSimError as error:

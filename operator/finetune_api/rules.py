@@ -314,7 +314,8 @@ def _new_tokens_with_lora(spec: Spec) -> Iterator[Violation]:
     if not {*OFFLOAD_ZERO_STAGES[spec.deepspeed.offload_or_none]} & {*NEW_TOKEN_ZERO_STAGES}:
         yield Violation(
             "spec.deepspeed.offload",
-            f"must be None or Optimizer {because}, not {spec.deepspeed.offload}, which needs ZeRO stage 3",
+            f"must be None or Optimizer {because}, not {spec.deepspeed.offload}, which needs ZeRO stage 3; "
+            "write Optimizer, or remove it",
         )
     if spec.training.chunked_loss:
         yield Violation(
@@ -525,7 +526,8 @@ def _keys(entries: Mapping[str, str], path: str) -> Iterator[Violation]:
         domain = key.rpartition("/")[0]
         if len(domain) > _LONGEST_DOMAIN or not re.fullmatch(KEY_PATTERN, key):
             yield Violation(
-                f"{path}.{key}", "must be a key such as team or example.com/team, of letters, digits, '-', '_' and '.'"
+                f"{path}.{key}",
+                "must be a key such as team or example.com/team, of letters, digits, '-', '_' and '.'; rename it",
             )
         elif key in constants.RESERVED_KEYS or domain in constants.RESERVED_DOMAINS:
             yield Violation(
@@ -585,7 +587,7 @@ def _warmup(spec: Spec) -> Iterator[Violation]:
         yield Violation(
             "spec.training.warmup.steps",
             f"must be less than spec.training.maxSteps, {total}, not {warmup}, because the learning rate would never "
-            "reach its peak",
+            "reach its peak; lower it, or raise maxSteps",
         )
 
 
@@ -727,7 +729,8 @@ def _quality(spec: Spec) -> Iterator[Violation]:
     elif quality.min_stop_words and {*cleaning.languages} - {"en"}:
         yield Violation(
             f"{path}.minStopWords",
-            f"must be 0 with languages other than en, not {quality.min_stop_words}, because the stop words are English",
+            f"must be 0 with languages other than en, not {quality.min_stop_words}, because the stop words are "
+            "English; write 0",
         )
 
 
@@ -1036,7 +1039,10 @@ def _owned_deepspeed_keys(spec: Spec) -> Iterator[Violation]:
     config = spec.deepspeed.config or {}
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        yield Violation("spec.deepspeed.config.zero_optimization", "must be an object with DeepSpeed options")
+        yield Violation(
+            "spec.deepspeed.config.zero_optimization",
+            "must be an object with DeepSpeed options; write one, or remove it",
+        )
         return
     present = set(config) | {f"zero_optimization.{key}" for key in zero}
     for key, owner in OWNED_DEEPSPEED_KEYS.items():

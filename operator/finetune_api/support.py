@@ -502,7 +502,7 @@ def _batching(spec: Spec) -> tuple[Batching, ...]:
 
 def _one_of(allowed: Sequence[Any], reason: str) -> Callable[[str], str]:
     values = [_text(value) for value in allowed]
-    return lambda value: f"must be {' or '.join(values)} {reason}, not {value}"
+    return lambda value: f"must be {' or '.join(values)} {reason}, not {value}; write {values[0]}"
 
 
 def _checkpointing(allowed: Sequence[bool], reason: str) -> Callable[[str], str]:
@@ -511,7 +511,7 @@ def _checkpointing(allowed: Sequence[bool], reason: str) -> Callable[[str], str]
         return requirement
     # So it must be written.
     remedy = f"write gradientCheckpointing: {_text(allowed[0])}, because the default is {_text(default)}"
-    return lambda value: f"{requirement(value)}; {remedy}"
+    return lambda value: f"{requirement(value).partition('; ')[0]}; {remedy}"
 
 
 def _others(every: Sequence[Any], allowed: Sequence[Any]) -> tuple[Any, ...]:

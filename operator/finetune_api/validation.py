@@ -40,6 +40,10 @@ _MAIN_FIELDS = {
 """Fields to list in the message for a block that is not an object. Without an entry: the required ones, else all."""
 
 
+_METADATA: Mapping[tuple[int | str, ...], str] = {("name",): "text", ("namespace",): "text", ("uid",): "text"}
+"""Field of the metadata -> its values."""
+
+
 class InvalidJobError(ValueError):
     """The object violates the schema or the rules. `violations` lists all violations."""
 
@@ -272,6 +276,8 @@ def _unknown_field(loc: tuple[int | str, ...]) -> str:
 def _words(loc: tuple[int | str, ...]) -> str:
     """Describe the values of a field, such as `a list of objects with uri`."""
     node = _node(loc)
+    if loc[0] == "metadata":  # the schema of the API server has no fields for it
+        return _METADATA.get(loc[1:], "an object with name")
     return _described(node, _MAIN_FIELDS.get(_path(loc), ()))
 
 

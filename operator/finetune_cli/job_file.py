@@ -16,6 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from finetune_api.constants import API_VERSION, KIND
+from finetune_api.object_metadata import metadata_violations
 from finetune_api.rules import Violation, cluster_only
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.validation import InvalidJobError, parse_job
@@ -60,6 +61,8 @@ class JobFile:
             for name, value in (("apiVersion", API_VERSION), ("kind", KIND))
             if name not in self.manifest
         ]
+        if isinstance(metadata := self.manifest.get("metadata"), dict):
+            found += metadata_violations(metadata)
         try:
             job = parse_job(self.manifest, local=local)
         except InvalidJobError as error:

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from factories import make_job, merged
-from field_cases import field_cases
+from field_cases import field_cases, metadata_cases
 from finetune_api import constants
 from finetune_api.constants import Stage
 from finetune_api.crd import crd
@@ -257,7 +257,7 @@ def test_entries_of_lists_are_unchanged(jobs: Kubectl) -> None:
 
 
 def test_every_field_is_validated_as_by_the_command_line(installed: Kubectl, admin: Path) -> None:
-    cases = list(field_cases())
+    cases = [*field_cases(), *metadata_cases()]
 
     async def verdicts() -> list[bool]:
         server = await ApiServer.connect(admin)

@@ -151,6 +151,40 @@ def field_cases() -> Iterator[FieldCase]:
             yield FieldCase(path, "snake case", _job(path, snake, value), is_valid=False)
 
 
+_METADATA: tuple[tuple[str, dict[str, Any], bool], ...] = (
+    ("labels", {"labels": {"team": "a", "example.com/Team_1": ""}}, True),
+    ("labels", {"labels": {"a": 1}}, False),
+    ("labels", {"labels": {"a": True}}, False),
+    ("labels", {"labels": ["a"]}, False),
+    ("labels", {"labels": "a"}, False),
+    ("labels", {"labels": {"a": "x y"}}, False),
+    ("labels", {"labels": {"a": "x" * 64}}, False),
+    ("labels", {"labels": {"-a": "x"}}, False),
+    ("labels", {"labels": {"Example.com/a": "x"}}, False),
+    ("annotations", {"annotations": {"example.com/note": "any text; 1"}}, True),
+    ("annotations", {"annotations": {"a": True}}, False),
+    ("annotations", {"annotations": {"a": {}}}, False),
+    ("annotations", {"annotations": ["a"]}, False),
+    ("annotations", {"annotations": {"a b": "x"}}, False),
+    ("annotations", {"annotations": {"a": "x" * (256 * 1024)}}, False),
+    ("nmae", {"nmae": "x"}, False),
+    ("label", {"label": {"a": "b"}}, False),
+    ("name", {"name": 123}, False),
+    ("name", {"name": ["x"]}, False),
+    ("name", {"name": "A"}, False),
+)
+"""Field, metadata in addition to name and namespace, and whether it is valid."""
+
+
+def metadata_cases() -> Iterator[FieldCase]:
+    """Metadata that users write."""
+    for field, values, is_valid in _METADATA:
+        manifest = make_job()
+        manifest["metadata"] = manifest["metadata"] | copy.deepcopy(values)
+        shown = str(values)
+        yield FieldCase(f"metadata.{field}", shown if len(shown) < 99 else f"{shown[:99]}...", manifest, is_valid)
+
+
 def _fields(schema: Schema, prefix: str = "") -> Iterator[tuple[str, Schema]]:
     for name, node in schema.get("properties", {}).items():
         yield f"{prefix}{name}", node

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from factories import make_job
-from field_cases import field_cases
+from field_cases import FieldCase, field_cases, metadata_cases
 from finetune_api.crd import crd
+from finetune_api.object_metadata import metadata_violations
 from finetune_api.validation import InvalidJobError, parse_job
 from schema_check import schema_errors
 
@@ -34,6 +35,23 @@ def test_every_field_is_validated_the_same_by_the_command_line_and_the_schema() 
 def test_an_error_has_the_field_and_the_fix() -> None:
     wrong = {str(case): complaints(case.manifest) for case in CASES if not case.is_valid}
     assert {name: found for name, found in wrong.items() if not any(_is_helpful(line) for line in found)} == {}
+
+
+@pytest.mark.parametrize("case", list(metadata_cases()), ids=str)
+def test_metadata_is_checked_as_by_the_api_server(case: FieldCase) -> None:
+    """tests/kubernetes compares the same cases with an API server."""
+    metadata = case.manifest["metadata"]
+    found = [*map(str, metadata_violations(metadata)), *complaints(case.manifest)]
+    assert [line for line in found if not line.startswith(case.path)] == []
+    assert (found == []) == case.is_valid
+    assert all(_is_helpful(line) for line in found)
+
+
+def test_a_name_that_is_a_number_must_be_text() -> None:
+    assert complaints({**make_job(), "metadata": {"name": 123}}) == [
+        "metadata.name must be text, not 123; write it in quotes"
+    ]
+    assert complaints({**make_job(), "metadata": []}) == ["metadata must be an object with name, not a list"]
 
 
 def _is_helpful(line: str) -> bool:

@@ -98,11 +98,14 @@ TEXT = {"data": {"format": "Text"}}
         ),
         (
             TEXT | {"deepspeed": {"zeroStage": 3}},
-            ["spec.deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 3"],
+            ["spec.deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 3; write 0"],
         ),
         (
             TEXT | {"deepspeed": {"offload": "OptimizerAndParameters"}},
-            ["spec.deepspeed.offload must be None or Optimizer with method.prefixTokens, not OptimizerAndParameters"],
+            [
+                "spec.deepspeed.offload must be None or Optimizer with method.prefixTokens, not OptimizerAndParameters; "
+                "write None"
+            ],
         ),
         (
             TEXT | {"training": {}},
@@ -118,10 +121,10 @@ TEXT = {"data": {"format": "Text"}}
                 "gradientCheckpointing: false, because the default is true"
             ],
         ),
-        ({}, ["spec.model.task must be CausalLM with method.prefixTokens, not SequenceClassification"]),
+        ({}, ["spec.model.task must be CausalLM with method.prefixTokens, not SequenceClassification; write CausalLM"]),
         (
             TEXT | {"task": "Ranking"},
-            ["spec.model.task must be CausalLM with method.prefixTokens, not Ranking"],
+            ["spec.model.task must be CausalLM with method.prefixTokens, not Ranking; write CausalLM"],
         ),
         (TEXT | {"task": "Ranking", "method": {"full": {}}}, []),
         (
@@ -158,10 +161,12 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         f"{MERGED}; "
         f"write [Adapter], because the default is [Merged], or set {MERGED}",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.zeroStage) || "
-        "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 1 or 3",
+        "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 1 or 3; "
+        "write 0",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.offload) || "
         "self.deepspeed.offload in ['None', 'Optimizer']": "deepspeed.offload must be None or Optimizer with "
-        "method.prefixTokens, not OptimizerAndParameters",
+        "method.prefixTokens, not OptimizerAndParameters; "
+        "write None",
         "!(has(self.method.prefixTokens)) || !has(self.training.gradientCheckpointing) || "
         "self.training.gradientCheckpointing in [false]": "training.gradientCheckpointing must be false with "
         "method.prefixTokens, not true; write gradientCheckpointing: false, because the default is true",
@@ -173,7 +178,7 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         "!(has(self.model.task) ? self.model.task == 'TokenClassification' : "
         "(has(self.data.format) && self.data.format in ['TokenClassification'])) && "
         "!(has(self.model.task) ? self.model.task == 'Ranking' : (false))": "model.task must be CausalLM with "
-        "method.prefixTokens, not SequenceClassification, MaskedLM, TokenClassification or Ranking",
+        "method.prefixTokens, not SequenceClassification, MaskedLM, TokenClassification or Ranking; write CausalLM",
     }
 
 
@@ -182,18 +187,21 @@ def test_every_new_row_gets_its_cel_rules() -> None:
     [
         ({"data": {"format": "Chat"}}, ""),
         ({"data": {"format": "Text"}, "method": {"lora": {}}}, ""),
-        ({"data": {"format": "Classification"}}, "must be Padded or LengthGrouped for a classifier, not Packed"),
+        (
+            {"data": {"format": "Classification"}},
+            "must be Padded or LengthGrouped for a classifier, not Packed; write Padded",
+        ),
         (
             {"data": {"format": "TokenClassification"}},
-            "must be Padded or LengthGrouped for a token classifier, not Packed",
+            "must be Padded or LengthGrouped for a token classifier, not Packed; write Padded",
         ),
         (
             {"data": {"format": "Text"}, "model": {"task": "MaskedLM"}},
-            "must be Padded or LengthGrouped for a masked language model, not Packed",
+            "must be Padded or LengthGrouped for a masked language model, not Packed; write Padded",
         ),
         (
             {"data": {"format": "Text"}, "method": {"promptTuning": {}}, "output": {"formats": ["Adapter"]}},
-            "must be Padded or LengthGrouped with method.promptTuning, not Packed",
+            "must be Padded or LengthGrouped with method.promptTuning, not Packed; write Padded",
         ),
     ],
 )
@@ -223,11 +231,12 @@ def test_packs_are_for_language_models_without_virtual_tokens(change: dict[str, 
         ),
         (
             {"method": {"lora": {}}, "deepspeed": {"zeroStage": 3}},
-            "spec.deepspeed.zeroStage must be 0 or 1 or 2 with quantization {kind}, not 3",
+            "spec.deepspeed.zeroStage must be 0 or 1 or 2 with quantization {kind}, not 3; write 0",
         ),
         (
             {"method": {"ia3": {}}, "deepspeed": {"offload": "OptimizerAndParameters"}},
-            "spec.deepspeed.offload must be None or Optimizer with quantization {kind}, not OptimizerAndParameters",
+            "spec.deepspeed.offload must be None or Optimizer with quantization {kind}, not OptimizerAndParameters; "
+            "write None",
         ),
     ],
 )

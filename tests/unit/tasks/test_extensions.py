@@ -148,7 +148,10 @@ def test_a_name_cannot_be_taken_twice(extended: None) -> None:
     ("change", "refusals"),
     [
         ({}, []),
-        ({"deepspeed": {"zeroStage": 3}}, ["spec.deepspeed.zeroStage must be 0 or 1 or 2 with method.headOnly, not 3"]),
+        (
+            {"deepspeed": {"zeroStage": 3}},
+            ["spec.deepspeed.zeroStage must be 0 or 1 or 2 with method.headOnly, not 3; write 0"],
+        ),
         (
             {"output": {"formats": ["Adapter"]}},
             [
