@@ -57,7 +57,7 @@ _RESERVED = (
         f"self.all(key, !(key in {sorted(RESERVED_KEYS)}) && "
         + " && ".join(f"!key.startsWith('{domain}/')" for domain in sorted(RESERVED_DOMAINS))
         + ")",
-        "must not have keys that the operator and Jobs of Kubernetes set",
+        "must not have keys that the operator and Jobs of Kubernetes set; remove them, or use other keys",
     ),
 )
 
@@ -78,14 +78,17 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "": (
         (
             f"size(self.metadata.name) <= {MAX_JOB_NAME}",
-            f"metadata.name must have at most {MAX_JOB_NAME} characters, because the names of pods are derived from it",
+            f"metadata.name must have at most {MAX_JOB_NAME} characters, because the names of pods are derived from "
+            "it; shorten it",
         ),
         (
             f"self.metadata.name.matches('{JOB_NAME_PATTERN}')",
-            "metadata.name must be a name of a-z, 0-9 and '-', because the names of pods are derived from it",
+            "metadata.name must be a name of a-z, 0-9 and '-', because the names of pods are derived "
+            "from it; rename the "
+            "job",
         ),
     ),
-    "spec.method": ((_one_of(_METHODS), f"must have exactly one of {', '.join(_METHODS)}"),),
+    "spec.method": ((_one_of(_METHODS), f"must have exactly one of {', '.join(_METHODS)}; keep one block"),),
     "spec.training": (
         ("!has(self.epochs) || !has(self.maxSteps)", "must not have both epochs and maxSteps; keep one"),
         *_schedule_options(),
@@ -94,28 +97,32 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "(has(self.embeddings) && self.embeddings) || has(self.firstLayers) || "
             "(has(self.patterns) && self.patterns.size() > 0)",
-            "must have at least one of embeddings, firstLayers, patterns",
+            "must have at least one of embeddings, firstLayers, patterns; write one of them, or remove freeze",
         ),
     ),
     "spec.method.full.pruning": (
         (
             f"(self.algorithm == '{PruningAlgorithm.DROP_LAYERS}') == has(self.layers)",
-            f"must have layers with the algorithm {PruningAlgorithm.DROP_LAYERS}, and only with it",
+            f"must have layers with the algorithm {PruningAlgorithm.DROP_LAYERS}, and only with it; "
+            "add or remove layers",
         ),
         (
             f"(self.algorithm == '{PruningAlgorithm.DROP_LAYERS}') != has(self.sparsity)",
             f"must have sparsity with the algorithms {PruningAlgorithm.MAGNITUDE} and {PruningAlgorithm.WANDA}, and "
-            "only with them",
+            "only with them; add or remove sparsity",
         ),
     ),
     "spec.method.full.gradualUnfreezing": (
         (
             "has(self.epochsPerPhase) != has(self.stepsPerPhase)",
-            "must have exactly one of epochsPerPhase, stepsPerPhase",
+            "must have exactly one of epochsPerPhase, stepsPerPhase; write one of them",
         ),
     ),
     "spec.workers": (
-        ("!has(self.minNodes) || self.minNodes <= self.nodes", "minNodes must be at most nodes"),
+        (
+            "!has(self.minNodes) || self.minNodes <= self.nodes",
+            "minNodes must be at most nodes; lower it, or raise nodes",
+        ),
         (
             "!has(self.startTimeout) || has(self.minNodes)",
             "startTimeout must be absent without minNodes; remove it, or set minNodes too",
@@ -132,7 +139,7 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "spec.workers.env[].valueFrom": (
         (
             "has(self.secretKeyRef) != has(self.configMapKeyRef)",
-            "must have exactly one of secretKeyRef, configMapKeyRef",
+            "must have exactly one of secretKeyRef, configMapKeyRef; keep one",
         ),
     ),
     **{
@@ -140,14 +147,17 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         for block in POD_BLOCKS
         for field, rules in {
             "volumes[]": (
-                (_one_of(_VOLUME_SOURCES), "must have exactly one source, such as persistentVolumeClaim"),
+                (_one_of(_VOLUME_SOURCES), "must have exactly one source, such as persistentVolumeClaim; keep one"),
                 (
                     f"!(self.name in {list(VOLUMES)})",
-                    f"name must not be {', '.join(VOLUMES)}, which the operator uses",
+                    f"name must not be {', '.join(VOLUMES)}, which the operator uses; write another name",
                 ),
             ),
             "envFrom[]": (
-                ("has(self.secretRef) != has(self.configMapRef)", "must have exactly one of secretRef, configMapRef"),
+                (
+                    "has(self.secretRef) != has(self.configMapRef)",
+                    "must have exactly one of secretRef, configMapRef; keep one",
+                ),
             ),
             "labels": _RESERVED,
             "annotations": _RESERVED,
@@ -156,7 +166,8 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "spec.storage": (
         (
             "!has(self.endpoint) || !self.endpoint.matches('^https?://[^/]*@')",
-            "endpoint must not contain a user name or password; name a Secret with them in credentialsSecret",
+            "endpoint must not contain a user name or password; put them into a Secret and name it "
+            "in credentialsSecret",
         ),
     ),
     "spec.evaluation": (
@@ -167,8 +178,11 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "spec.evaluation.promote.thresholds[]": (
-        ("has(self.min) || has(self.max)", "must have at least one of min, max"),
-        ("!has(self.min) || !has(self.max) || self.min <= self.max", "min must be at most max"),
+        ("has(self.min) || has(self.max)", "must have at least one of min, max; write one of them"),
+        (
+            "!has(self.min) || !has(self.max) || self.min <= self.max",
+            "min must be at most max; exchange them, or remove one",
+        ),
     ),
     "spec.training.warmup": (("!has(self.ratio) || !has(self.steps)", "must not have both ratio and steps; keep one"),),
     "spec.checkpoint": (
@@ -185,7 +199,8 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             "!has(self.test.fraction) || self.test.fraction == 0.0 || "
             "(has(self.validation.groupBy) ? self.validation.groupBy : '') == "
             "(has(self.test.groupBy) ? self.test.groupBy : '')",
-            "validation.groupBy and test.groupBy must be the same column, so that no group is in two splits",
+            "validation.groupBy and test.groupBy must be the same column, so that no group is in two splits; "
+            "set both to the same, or set the fraction of one to 0",
         ),
         (
             "!self.cleaning.testOverlap || !has(self.validation.fraction) || self.validation.fraction > 0.0 || "
@@ -196,7 +211,7 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             f"!has(self.format) || self.format != '{DataFormat.TOKEN_CLASSIFICATION}' || "
             f"!self.cleaning.redact.exists(kind, kind in {[str(kind) for kind in MAY_BE_SEVERAL_WORDS]})",
             f"cleaning.redact must not have {', '.join(MAY_BE_SEVERAL_WORDS)} with the format "
-            f"{DataFormat.TOKEN_CLASSIFICATION}",
+            f"{DataFormat.TOKEN_CLASSIFICATION}; remove them",
         ),
         (
             f"!has(self.cleaning.quality) || !has(self.format) || self.format == '{DataFormat.TEXT}'",
@@ -206,30 +221,33 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "spec.data.cleaning": (
         (
             "!has(self.minChars) || !has(self.maxChars) || self.minChars <= self.maxChars",
-            "minChars must be at most maxChars",
+            "minChars must be at most maxChars; lower it, or raise maxChars",
         ),
     ),
     "spec.data.cleaning.quality": (
-        ("self.minWords <= self.maxWords", "minWords must be at most maxWords"),
+        ("self.minWords <= self.maxWords", "minWords must be at most maxWords; lower it, or raise maxWords"),
         (
             "self.minMeanWordLength <= self.maxMeanWordLength",
-            "minMeanWordLength must be at most maxMeanWordLength",
+            "minMeanWordLength must be at most maxMeanWordLength; lower it, or raise maxMeanWordLength",
         ),
     ),
     "spec.data.augmentation": (
         (
             "('Synonym' in self.methods) == has(self.synonyms)",
-            "must have both the method Synonym and synonyms, or neither",
+            "must have both the method Synonym and synonyms, or neither; add or remove one of them",
         ),
     ),
     "spec.model.vocabulary": (
-        ("has(self.learn) || (has(self.add) && size(self.add) > 0)", "must have at least one of add, learn"),
+        (
+            "has(self.learn) || (has(self.add) && size(self.add) > 0)",
+            "must have at least one of add, learn; write one of them, or remove vocabulary",
+        ),
     ),
     "spec.data.fewShot": (
         ("has(self.perClass) != has(self.examples)", "must have exactly one of perClass, examples; keep one"),
     ),
     "spec.data.validation": (
-        ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction"),
+        ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction; keep one"),
         ("!has(self.stratify) || has(self.fraction)", "stratify must be absent without fraction; remove it"),
         (
             "!has(self.groupBy) || (has(self.fraction) && self.fraction > 0.0)",
@@ -241,7 +259,7 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "spec.data.test": (
-        ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction"),
+        ("has(self.sources) != has(self.fraction)", "must have exactly one of sources, fraction; keep one"),
         ("!has(self.stratify) || has(self.fraction)", "stratify must be absent without fraction; remove it"),
         (
             "!has(self.groupBy) || (has(self.fraction) && self.fraction > 0.0)",
@@ -256,35 +274,39 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "self.training.globalBatchSize % (self.workers.nodes * "
             "(self.workers.gpusPerNode > 0 ? self.workers.gpusPerNode : 1)) == 0",
-            "training.globalBatchSize must be divisible by the number of training processes",
+            "training.globalBatchSize must be divisible by the number of training processes; change "
+            "it, or workers.nodes",
         ),
         *SUPPORT.cel_rules(),
         (
             "!has(self.training.earlyStopping) || self.checkpoint.keepBest >= 1",
-            "checkpoint.keepBest must be at least 1 with early stopping, which exports the best checkpoint",
+            "checkpoint.keepBest must be at least 1 with early stopping, which exports the best checkpoint; write 1",
         ),
         (
             f"!has(self.training.overfitting) || self.training.overfitting.action != '{OverfittingAction.STOP}' || "
             "self.checkpoint.keepBest >= 1",
             "checkpoint.keepBest must be at least 1 with training.overfitting.action Stop, which exports the best "
-            "checkpoint",
+            "checkpoint; write 1",
         ),
         (
             "!has(self.training.overfitting) || !has(self.data.validation.fraction) || "
             "self.data.validation.fraction > 0.0",
-            "data.validation.fraction must be above 0 with training.overfitting, which needs a validation split",
+            "data.validation.fraction must be above 0 with training.overfitting, which needs a "
+            "validation split; set it",
         ),
         (
             "!has(self.evaluation.promote) || !has(self.data.test.fraction) || self.data.test.fraction > 0.0",
-            "data.test.fraction must be above 0 with evaluation.promote, which needs a test split",
+            "data.test.fraction must be above 0 with evaluation.promote, which needs a test split; "
+            "set it, or remove promote",
         ),
         (
             f"!has(self.evaluation.promote) || '{ArtifactFormat.MERGED}' in self.output.formats",
-            f"output.formats must have {ArtifactFormat.MERGED} with evaluation.promote, which needs a complete model",
+            f"output.formats must have {ArtifactFormat.MERGED} with evaluation.promote, which needs a "
+            "complete model; add it, or remove promote",
         ),
         (
             f"!has(self.output.gguf) || '{ArtifactFormat.GGUF}' in self.output.formats",
-            f"output.gguf must be absent without {ArtifactFormat.GGUF} in output.formats",
+            f"output.gguf must be absent without {ArtifactFormat.GGUF} in output.formats; remove it, or add it there",
         ),
     ),
 }

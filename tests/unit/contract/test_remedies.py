@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from finetune_api import cron, object_metadata, rules
+from finetune_api.crd import CEL_RULES
 from finetune_api.support import SUPPORT
 
 _REMEDY = re.compile(
@@ -43,4 +44,9 @@ def test_every_message_of_a_rule_has_a_remedy(module: ModuleType) -> None:
 def test_every_message_of_the_support_table_has_a_remedy() -> None:
     found = {each.requirement(value) for each in SUPPORT.restrictions() for value in each.refused}
     assert len(found) > 20
+    assert sorted(text for text in found if not _REMEDY.search(text)) == []
+
+
+def test_every_message_of_the_api_server_has_a_remedy() -> None:
+    found = {message for found in CEL_RULES.values() for _, message in found}
     assert sorted(text for text in found if not _REMEDY.search(text)) == []

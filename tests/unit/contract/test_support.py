@@ -103,7 +103,8 @@ TEXT = {"data": {"format": "Text"}}
         (
             TEXT | {"deepspeed": {"offload": "OptimizerAndParameters"}},
             [
-                "spec.deepspeed.offload must be None or Optimizer with method.prefixTokens, not OptimizerAndParameters; "
+                "spec.deepspeed.offload must be None or Optimizer with method.prefixTokens, not "
+                "OptimizerAndParameters; "
                 "write None"
             ],
         ),
@@ -161,7 +162,8 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         f"{MERGED}; "
         f"write [Adapter], because the default is [Merged], or set {MERGED}",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.zeroStage) || "
-        "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with method.prefixTokens, not 1 or 3; "
+        "self.deepspeed.zeroStage in [0, 2]": "deepspeed.zeroStage must be 0 or 2 with "
+        "method.prefixTokens, not 1 or 3; "
         "write 0",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.offload) || "
         "self.deepspeed.offload in ['None', 'Optimizer']": "deepspeed.offload must be None or Optimizer with "
