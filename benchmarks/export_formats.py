@@ -25,7 +25,6 @@ from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_api.constants import Stage
-from finetune_api.run_layout import gguf_file
 from finetune_api.trainer_config import (
     BatchPlan,
     JobRef,
@@ -39,10 +38,14 @@ from finetune_api.trainer_config import (
 from finetune_api.v1alpha1 import ArtifactFormat, GgufType, Spec, Task
 from finetune_cli.local import demo_assets
 from finetune_trainer.logs import quiet_libraries
-from finetune_trainer.model.quantized_exports import QuantizedExport, quantized_exports, write_quantized
+from finetune_trainer.model.quantized_formats import quantized_exports, write_quantized
 
 TOKENS, BATCH = 64, 8
-FORMATS = (ArtifactFormat.INT8, ArtifactFormat.GGUF)
+OUTPUTS: tuple[dict[str, Any], ...] = (
+    {"formats": [ArtifactFormat.INT8]},
+    *({"formats": [ArtifactFormat.GGUF], "gguf": {"types": [kind]}} for kind in GgufType),
+)
+"""`spec.output` of each export."""
 
 
 @dataclass
@@ -85,14 +88,13 @@ def measure(side: Side, rows: torch.Tensor) -> None:
     side.losses, side.correct = torch.cat(losses), correct / (rows.shape[0] * (TOKENS - 1))
 
 
-def job_of(folder: Path) -> PreparedConfig:
-    """A finished job that exports every format with quantized weights."""
-    output = {"uri": "s3://bucket/out", "formats": FORMATS, "gguf": {"types": tuple(GgufType)}}
+def job_of(folder: Path, output: dict[str, Any]) -> PreparedConfig:
+    """A finished job."""
     document = {
         "model": {"uri": f"file://{folder}"},
         "data": {"train": [{"uri": "s3://bucket/x.jsonl"}], "format": "Text"},
         "training": {"maxSteps": 1},
-        "output": output,
+        "output": {"uri": "s3://bucket/out", **output},
     }
     config = TrainerConfig(
         job=JobRef(namespace="default", name="benchmark", uid="u"),
@@ -117,22 +119,19 @@ def job_of(folder: Path) -> PreparedConfig:
     return PreparedConfig.of(config, prepared)
 
 
-def exported(export: QuantizedExport, folder: Path, work: Path, config: PreparedConfig) -> Side:
+def exported(folder: Path, work: Path, output: dict[str, Any]) -> Side:
     """Write, reload and check one export."""
-    artifact = ArtifactFormat.INT8 if export.kind is None else ArtifactFormat.GGUF
+    config = job_of(folder, output)
+    (export,) = quantized_exports(config.spec)
     target = work / export.title.replace(" ", "-")
     target.mkdir()
-    spec = config.spec
-    if export.kind is not None:
-        output = spec.output.model_copy(update={"gguf": spec.output.gguf.model_copy(update={"types": (export.kind,)})})
-        spec = spec.model_copy(update={"output": output})
     started = time.perf_counter()
-    write_quantized(artifact, folder, target, config.model_copy(update={"spec": spec}), scratch=work)
+    write_quantized(export.artifact, folder, target, config, scratch=work)
     written = time.perf_counter()
     model = export.reload(target, str(target), config.prepared, "cpu")
     loaded = time.perf_counter()
     export.check(model, folder, target, str(target), ())
-    files = [target / gguf_file(export.kind)] if export.kind is not None else list(target.iterdir())
+    files = [export.path(target)] if export.file else list(target.iterdir())
     size = sum(path.stat().st_size for path in files)
     return Side(export.title, model, size, loaded - written, write_seconds=written - started)
 
@@ -144,13 +143,13 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=5)
     arguments = parser.parse_args()
     quiet_libraries()
-    folder, config, rows = arguments.folder, job_of(arguments.folder), rows_of(arguments.folder, arguments.rows)
+    folder, rows = arguments.folder, rows_of(arguments.folder, arguments.rows)
     with tempfile.TemporaryDirectory() as work:
         started = time.perf_counter()
         trained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         sides = [Side("trained model", trained, size, time.perf_counter() - started)]
-        sides += [exported(export, folder, Path(work), config) for export in quantized_exports(config.spec)]
+        sides += [exported(folder, Path(work), output) for output in OUTPUTS]
         for _ in range(arguments.passes):
             for side in sides:
                 measure(side, rows)

@@ -105,7 +105,7 @@ class ArtifactFormat(StrEnum):
     @property
     def is_quantized(self) -> bool:
         """Whether the weights are quantized. Such a format is made from the complete model, without training."""
-        return self in (ArtifactFormat.INT8, ArtifactFormat.GGUF)
+        return self not in (ArtifactFormat.MERGED, ArtifactFormat.ADAPTER)
 
 
 class GgufType(StrEnum):

@@ -18,7 +18,7 @@ from finetune_api.v1alpha1 import GgufType, Task
 from finetune_trainer.errors import BadConfigError, ExportUnusableError
 from finetune_trainer.model import gguf_files
 from finetune_trainer.model.gguf_files import check_model, write_gguf
-from finetune_trainer.model.quantized_exports import QuantizedExport
+from finetune_trainer.model.quantized_formats.gguf import GgufExport
 from finetune_trainer.model.stored_weights import StoredWeights
 from train_configs import train_config
 
@@ -62,7 +62,7 @@ def written(source: Path, folder: Path, kind: GgufType = GgufType.Q8_0) -> Path:
 
 def check(source: Path, path: Path, kind: GgufType = GgufType.Q8_0) -> Any:
     """Load the file as the evaluate stage does, and compare it."""
-    export = QuantizedExport(kind)
+    export = GgufExport(kind)
     model = export.reload(path.parent, URI, PREPARED, "cpu")
     export.check(model, source, path.parent, URI, TEXTS)
     return model

@@ -32,7 +32,7 @@ from ..model.memory_choice import MemoryChoice, choose_memory_settings
 from ..model.pack_check import check_packs
 from ..model.quantize import quantizable
 from ..model.quantize_check import check_quantization
-from ..model.quantized_exports import check_quantized_exports
+from ..model.quantized_formats import check_quantized_exports
 from ..model.tokenizer import check_special_tokens, embedding_too_small, load_tokenizer, tokenizer_digest
 from ..model.vocabulary import Extension, Forms, choose_tokens, note_of, write_extended
 from ..model.weights import WeightPlan, plan_weights

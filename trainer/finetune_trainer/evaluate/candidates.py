@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_api.run_layout import gguf_file
 from finetune_api.trainer_config import Prepared, PreparedConfig, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
@@ -19,7 +18,7 @@ from ..tasks import TASKS
 from .records import Address
 
 if TYPE_CHECKING:  # imports torch
-    from ..model.quantized_exports import QuantizedExport
+    from ..model.quantized_formats import QuantizedExport
 
 
 @dataclass(frozen=True)
@@ -78,17 +77,17 @@ def quantized_candidates(
     config: PreparedConfig, store: ObjectStore, runtime: RuntimeEnv, source: Path
 ) -> Iterator[Candidate]:
     """The exports with quantized weights, downloaded from storage. `source` is the folder that they were made from."""
-    from ..model.quantized_exports import quantized_exports
+    from ..model.quantized_formats import quantized_exports
 
     downloaded: dict[str, Path] = {}
     for export in quantized_exports(config.spec):
-        artifact = ArtifactFormat.INT8 if export.kind is None else ArtifactFormat.GGUF
+        artifact = export.artifact
         if artifact not in downloaded:
             downloaded[artifact] = runtime.scratch / "evaluate" / artifact.lower()
             store.download_folder(config.layout.artifact(artifact), downloaded[artifact])
             (downloaded[artifact] / CARD_FILE).unlink(missing_ok=True)
         folder, uri = downloaded[artifact], export.uri(config)
-        address = Address(uri=uri, digest=_digest(folder if export.kind is None else folder / gguf_file(export.kind)))
+        address = Address(uri=uri, digest=_digest(export.path(folder)))
         yield Candidate(address, folder, exported=True, quantized=export, source=source)
 
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from finetune_api.comparison import metric_name, metric_text
 from finetune_api.progress import ExportResult
-from finetune_api.run_layout import gguf_file
 from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import CandidateName
 
 from ..model.files import CARD_FILE, files_in
 from ..runtime import RuntimeEnv
 from ..store.client import ObjectStore
-from .candidates import Candidate, quantized_candidates
+from .candidates import quantized_candidates
 from .formatting import megabytes
 from .records import Evaluation, ExportedModel, ModelMetrics, QuantizedExports, Reloaded
 
@@ -35,21 +34,21 @@ def measured_exports(
     found, checks = [], []
     for candidate in quantized_candidates(config, store, runtime, source):
         assert candidate.quantized is not None
-        kind, title = candidate.quantized.kind, candidate.quantized.title
+        title = candidate.quantized.title
         result = evaluator.export(candidate, f"export {title}")
         figures = result.figures
         found.append(
             ExportedModel(
-                name=CandidateName.INT8 if kind is None else CandidateName.of_gguf(kind),
+                name=candidate.quantized.candidate,
                 title=title,
                 address=candidate.address,
-                bytes=_size(candidate),
+                bytes=_size(candidate.quantized.path(candidate.folder)),
                 figures=None if figures is None else figures.model_copy(update={"classification": None}),
             )
         )
         if result.reloaded is not None:
             checks.append(result.reloaded)
-    return QuantizedExports(trained_bytes=_folder_size(source), exports=tuple(found)), tuple(checks)
+    return QuantizedExports(trained_bytes=_size(source), exports=tuple(found)), tuple(checks)
 
 
 def export_results(record: Evaluation) -> dict[CandidateName, ExportResult]:
@@ -90,10 +89,7 @@ def speed(figures: ModelMetrics | None) -> float | None:
     return float(f"{figures.examples / figures.seconds:.3g}")
 
 
-def _size(candidate: Candidate) -> int:
-    kind = candidate.quantized.kind if candidate.quantized else None
-    return _folder_size(candidate.folder) if kind is None else (candidate.folder / gguf_file(kind)).stat().st_size
-
-
-def _folder_size(folder: Path) -> int:
-    return sum((folder / name).stat().st_size for name in files_in(folder) - {CARD_FILE})
+def _size(path: Path) -> int:
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum((path / name).stat().st_size for name in files_in(path) - {CARD_FILE})

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from finetune_api.run_layout import gguf_file
 from finetune_api.trainer_config import Prepared, PreparedConfig
 from finetune_api.v1alpha1 import ArtifactFormat
 
@@ -29,7 +28,7 @@ from .files import CARD_FILE, files_in
 from .load import load_model
 from .portable import add_older_names, base_name, copy_tokenizer, keep_generation_config
 from .quantize import BaseQuantization
-from .quantized_exports import write_quantized
+from .quantized_formats import QUANTIZED_FORMATS, write_quantized
 from .reload import reload_adapter
 from .stored_weights import check_stored
 from .tokenizer import load_tokenizer
@@ -40,9 +39,8 @@ log = logging.getLogger("finetune")
 _LAST_FILE = {
     ArtifactFormat.MERGED: "config.json",
     ArtifactFormat.ADAPTER: "adapter_config.json",
-    ArtifactFormat.INT8: "config.json",
 }
-"""The file that is uploaded last: a folder without it is incomplete. A folder of GGUF files has one for each type."""
+"""The file that is uploaded last: a folder without it is incomplete. Formats with quantized weights name their own."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,8 @@ def is_exported(config: PreparedConfig, store: ObjectStore, artifact: ArtifactFo
 
 
 def _last_files(config: PreparedConfig, artifact: ArtifactFormat) -> tuple[str, ...]:
-    if artifact is ArtifactFormat.GGUF:
-        return tuple(map(gguf_file, config.spec.output.gguf_types))
+    if artifact.is_quantized:
+        return QUANTIZED_FORMATS[artifact].last_files(config.spec)
     return (_LAST_FILE[artifact],)
 
 

@@ -15,7 +15,8 @@ from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Task
 from finetune_trainer.errors import ExportUnusableError
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
-from finetune_trainer.model.quantized_exports import QuantizedExport, write_quantized
+from finetune_trainer.model.quantized_formats import write_quantized
+from finetune_trainer.model.quantized_formats.int8 import Int8Export
 from train_configs import train_config
 
 LABELS = ("animal", "food")
@@ -53,8 +54,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Path]:
 
 
 def check(config: Any, source: Path, folder: Path) -> Any:
-    model = QuantizedExport().reload(folder, URI, config.prepared, "cpu")
-    QuantizedExport().check(model, source, folder, URI, ())
+    model = Int8Export().reload(folder, URI, config.prepared, "cpu")
+    Int8Export().check(model, source, folder, URI, ())
     return model
 
 
