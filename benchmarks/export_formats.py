@@ -1,11 +1,11 @@
 """Exports with quantized weights: size, loss, accuracy of the next token, and speed of each on the CPU.
 
-A model folder in Hugging Face layout is exported as Int8 and as every type of GGUF, with the code of the trainer. Each
-export is loaded with its reader and compared weight by weight. Loss and accuracy are those of the demo's questions and
-answers, in rows of 64 tokens. The speed is the median over repeated passes over these rows, in which the sides take
-turns.
+A model folder in Hugging Face layout is exported as Int8, as every type of GGUF and with every scheme of
+CompressedTensors that it can have, with the code of the trainer. Each export is loaded with its reader and compared
+weight by weight. Loss and accuracy are those of the demo's questions and answers, in rows of 64 tokens. The speed is
+the median over repeated passes over these rows, in which the sides take turns.
 
-    python benchmarks/export_formats.py MODEL_FOLDER [--rows 64] [--passes 5]
+    python benchmarks/export_formats.py MODEL_FOLDER [--rows 64] [--passes 5] [--formats Int8]
 
 Prints a table, and as the last line a JSON object.
 """
@@ -35,8 +35,9 @@ from finetune_api.trainer_config import (
     TrainerConfig,
     World,
 )
-from finetune_api.v1alpha1 import ArtifactFormat, GgufType, Spec, Task
+from finetune_api.v1alpha1 import ArtifactFormat, CompressedTensorsScheme, GgufType, Spec, Task
 from finetune_cli.local import demo_assets
+from finetune_trainer.errors import BadConfigError
 from finetune_trainer.logs import quiet_libraries
 from finetune_trainer.model.quantized_formats import quantized_exports, write_quantized
 
@@ -44,6 +45,10 @@ TOKENS, BATCH = 64, 8
 OUTPUTS: tuple[dict[str, Any], ...] = (
     {"formats": [ArtifactFormat.INT8]},
     *({"formats": [ArtifactFormat.GGUF], "gguf": {"types": [kind]}} for kind in GgufType),
+    *(
+        {"formats": [ArtifactFormat.COMPRESSED_TENSORS], "compressedTensors": {"scheme": scheme}}
+        for scheme in CompressedTensorsScheme
+    ),
 )
 """`spec.output` of each export."""
 
@@ -119,14 +124,18 @@ def job_of(folder: Path, output: dict[str, Any]) -> PreparedConfig:
     return PreparedConfig.of(config, prepared)
 
 
-def exported(folder: Path, work: Path, output: dict[str, Any]) -> Side:
-    """Write, reload and check one export."""
+def exported(folder: Path, work: Path, output: dict[str, Any]) -> Side | None:
+    """Write, reload and check one export. None if the format cannot hold the model."""
     config = job_of(folder, output)
     (export,) = quantized_exports(config.spec)
     target = work / export.title.replace(" ", "-")
     target.mkdir()
     started = time.perf_counter()
-    write_quantized(export.artifact, folder, target, config, scratch=work)
+    try:
+        write_quantized(export.artifact, folder, target, config, scratch=work)
+    except BadConfigError as error:
+        print(error)
+        return None
     written = time.perf_counter()
     model = export.reload(target, str(target), config.prepared, "cpu")
     loaded = time.perf_counter()
@@ -141,6 +150,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--formats", nargs="+", choices=[one for one in ArtifactFormat if one.is_quantized])
     arguments = parser.parse_args()
     quiet_libraries()
     folder, rows = arguments.folder, rows_of(arguments.folder, arguments.rows)
@@ -149,17 +159,21 @@ def main() -> None:
         trained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         sides = [Side("trained model", trained, size, time.perf_counter() - started)]
-        sides += [exported(folder, Path(work), output) for output in OUTPUTS]
+        for output in OUTPUTS:
+            if arguments.formats and output["formats"][0] not in arguments.formats:
+                continue
+            if side := exported(folder, Path(work), output):
+                sides.append(side)
         for _ in range(arguments.passes):
             for side in sides:
                 measure(side, rows)
     found = {}
-    print(f"{'export':16}{'MB':>8}{'write s':>9}{'load s':>8}{'loss':>9}{'row diff':>10}{'correct':>9}{'rows/s':>8}")
+    print(f"{'export':24}{'MB':>8}{'write s':>9}{'load s':>8}{'loss':>9}{'row diff':>10}{'correct':>9}{'rows/s':>8}")
     for side in sides:
         difference = float((side.losses - sides[0].losses).abs().mean())
         speed, loss = len(rows) / statistics.median(side.seconds), float(side.losses.mean())
         print(
-            f"{side.name:16}{side.bytes / 1e6:8.1f}{side.write_seconds:9.1f}{side.load_seconds:8.1f}{loss:9.4f}"
+            f"{side.name:24}{side.bytes / 1e6:8.1f}{side.write_seconds:9.1f}{side.load_seconds:8.1f}{loss:9.4f}"
             f"{difference:10.4f}{side.correct:9.2%}{speed:8.2f}",
             flush=True,
         )

@@ -308,6 +308,10 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
             f"!has(self.output.gguf) || '{ArtifactFormat.GGUF}' in self.output.formats",
             f"output.gguf must be absent without {ArtifactFormat.GGUF} in output.formats; remove it, or add it there",
         ),
+        (
+            f"!has(self.output.compressedTensors) || '{ArtifactFormat.COMPRESSED_TENSORS}' in self.output.formats",
+            f"output.compressedTensors must be absent without {ArtifactFormat.COMPRESSED_TENSORS} in output.formats",
+        ),
     ),
 }
 """Path -> (rule, message). `rules.py` has the same rules, and more, for `finetune validate` and the operator.

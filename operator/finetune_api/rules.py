@@ -961,15 +961,19 @@ def _output(spec: Spec) -> Iterator[Violation]:
     formats = spec.output.formats
     if len(set(formats)) != len(formats):
         yield Violation("spec.output.formats", "must not list a format twice; keep one")
-    gguf = spec.output.gguf
-    if gguf is None:
-        return
-    yield from _repeated(gguf.types, "spec.output.gguf.types", "type")
-    if ArtifactFormat.GGUF not in formats:
+    if spec.output.gguf is not None:
+        yield from _repeated(spec.output.gguf.types, "spec.output.gguf.types", "type")
+        yield from _only_with(ArtifactFormat.GGUF, formats, "spec.output.gguf")
+    if spec.output.compressed_tensors is not None:
+        yield from _only_with(ArtifactFormat.COMPRESSED_TENSORS, formats, "spec.output.compressedTensors")
+
+
+def _only_with(artifact: ArtifactFormat, formats: Sequence[ArtifactFormat], path: str) -> Iterator[Violation]:
+    if artifact not in formats:
         yield Violation(
-            "spec.output.gguf",
-            f"must be absent without {ArtifactFormat.GGUF} in spec.output.formats; remove it, or add "
-            f"{ArtifactFormat.GGUF} to spec.output.formats",
+            path,
+            f"must be absent without {artifact} in spec.output.formats; remove it, or add {artifact} to "
+            "spec.output.formats",
         )
 
 

@@ -20,6 +20,7 @@ _FOLDERS = {
     ArtifactFormat.ADAPTER: "adapter",
     ArtifactFormat.INT8: "int8",
     ArtifactFormat.GGUF: "gguf",
+    ArtifactFormat.COMPRESSED_TENSORS: "compressed-tensors",
 }
 
 PROMOTION_MARKER = "promotion.json"

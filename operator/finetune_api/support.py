@@ -442,7 +442,8 @@ validate` and the operator reject any other combination, and report the field an
 {methods}
 
 A base model whose folder has quantized weights cannot be trained with any method: the job quantizes the base model
-itself. `Packed`, `Int8` and `GGUF` also depend on the architecture of the base model, which the prepare stage checks.
+itself. `Packed`, `Int8`, `GGUF` and `CompressedTensors` also depend on the architecture of the base model, which the
+prepare stage checks.
 
 ## Tasks
 

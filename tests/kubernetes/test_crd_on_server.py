@@ -126,11 +126,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an export of other models": (
         {"output": {"formats": ["GGUF"]}},
-        "output.formats must not have GGUF for a classifier; write Merged, Adapter or Int8",
+        "output.formats must not have GGUF for a classifier; write Merged, Adapter, Int8 or CompressedTensors",
     ),
     "types of files that are not exported": (
         {"output": {"gguf": {"types": ["F16"]}}},
         "output.gguf must be absent without GGUF in output.formats",
+    ),
+    "a scheme of a folder that is not exported": (
+        {"output": {"compressedTensors": {"scheme": "W4A16"}}},
+        "output.compressedTensors must be absent without CompressedTensors in output.formats",
     ),
     "a format of another task": (
         {"model": {"task": "CausalLM"}},

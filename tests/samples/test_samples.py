@@ -106,7 +106,8 @@ def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_fol
     baseline, tuned = map(job.status.metrics_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
     assert tuned[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
     if name == "quantized-export":
-        for export in (CandidateName.INT8, CandidateName.GGUF_Q8_0, CandidateName.GGUF_Q4_0):
+        int8, packed = CandidateName.INT8, CandidateName.COMPRESSED_TENSORS
+        for export in (int8, packed, CandidateName.GGUF_Q8_0, CandidateName.GGUF_Q4_0):
             assert job.status.metrics_of(export)[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
 
 

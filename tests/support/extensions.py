@@ -34,7 +34,7 @@ class HeadOnly(MethodBlock):
     """Train only the head."""
 
     support: ClassVar[MethodSupport] = MethodSupport(
-        formats=(ArtifactFormat.MERGED, ArtifactFormat.INT8, ArtifactFormat.GGUF),
+        formats=tuple(one for one in ArtifactFormat if one is not ArtifactFormat.ADAPTER),
         tasks=(Task.SEQUENCE_CLASSIFICATION, BRIER),
         zero_stages=(0, 1, 2),
     )

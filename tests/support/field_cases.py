@@ -105,6 +105,7 @@ _AROUND: dict[str, Any] = {
     "method.full.gradualUnfreezing.stepsPerPhase": {"method": {"full": {"gradualUnfreezing": {}}}},
     **{f"method.{method}": needed_with(method) for method in SUPPORT.methods},
     "model.quantization": {"method": {"lora": {}}},
+    "output.compressedTensors": {"output": {"formats": ["CompressedTensors"]}},
     "output.gguf": {"output": {"formats": ["GGUF"]}, "data": {"format": "Text"}},
     "schedule.": {"schedule": {"cron": "0 3 * * SUN"}},
     "training.scheduleOptions.power": {"training": {"learningRateSchedule": "Polynomial"}},

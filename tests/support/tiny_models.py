@@ -259,20 +259,21 @@ def save_tiny_masked(family: str, folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def save_tiny(family: str, folder: Path) -> Path:
+def save_tiny(family: str, folder: Path, *, width: int = 32) -> Path:
     """A random model of one architecture family, in Hugging Face layout: encoders without a head, decoders with one.
 
     `llama` has its own output matrix; `llama-tied`, `gpt2` and `gemma` share it with the embeddings.
+    `width` is the hidden size.
     """
     import transformers
 
     tokenizer = tiny_tokenizer()
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id}
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "max_position_embeddings": 128} | special
     grouped = sizes | {"num_key_value_heads": 2}
-    narrow = {"vocab_size": len(tokenizer), "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4} | special
-    short = {"vocab_size": len(tokenizer), "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4} | special
+    narrow = {"vocab_size": len(tokenizer), "n_positions": 128, "n_embd": width, "n_layer": 2, "n_head": 4} | special
+    short = {"vocab_size": len(tokenizer), "dim": width, "hidden_dim": 2 * width, "n_layers": 2, "n_heads": 4} | special
     made: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "bert": ("BertModel", "BertConfig", sizes, {}),
         "bert-without-pooler": ("BertModel", "BertConfig", sizes, {"add_pooling_layer": False}),

@@ -339,17 +339,22 @@ TRAINED: dict[str, dict[str, Any]] = {
         "evaluation": {"prompts": ["a very good"], "maxNewTokens": 4},
         "output": {
             "uri": "s3://{bucket}/{job}",
-            "formats": ["Merged", "Int8", "GGUF"],
+            "formats": ["Merged", "Int8", "GGUF", "CompressedTensors"],
+            "compressedTensors": {"scheme": "W8A16"},
             "gguf": {"types": ["F16", "BF16", "Q8_0", "Q5_0", "Q4_0"]},
         },
         "workers": {"nodes": 2},
     },
     "quantized-classifier": {
-        "model": {"uri": "{models}/bert", "task": "SequenceClassification", "quantization": "Int8"},
+        "model": {"uri": "{models}/bert-wide", "task": "SequenceClassification", "quantization": "Int8"},
         "data": {"train": [{"uri": "s3://{bucket}/classified.jsonl"}]},
         "method": {"lora": {"variant": "DoRA"}},
         "training": _SHORT,
-        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged", "Int8"]},
+        "output": {
+            "uri": "s3://{bucket}/{job}",
+            "formats": ["Adapter", "Merged", "Int8", "CompressedTensors"],
+            "compressedTensors": {"scheme": "W4A16"},
+        },
     },
     "chats": {
         "model": {"uri": "{models}/llama-chat"},

@@ -26,7 +26,18 @@ from .metrics import METRIC_SUPPORT, Metric, MetricSupport
 from .model import Dtype, Model, Quantization, Vocabulary
 from .pod import Affinity, EnvFrom, PodSettings, Resources, Toleration, TopologySpread, Volume, VolumeMount
 from .promotion import ModelRegistry, Promotion, Threshold
-from .results import ArtifactFormat, Checkpoint, Evaluation, Gguf, GgufType, Output, RegressionSet, Storage
+from .results import (
+    ArtifactFormat,
+    Checkpoint,
+    CompressedTensors,
+    CompressedTensorsScheme,
+    Evaluation,
+    Gguf,
+    GgufType,
+    Output,
+    RegressionSet,
+    Storage,
+)
 from .schedule import ConcurrencyPolicy, RunSchedule
 from .scope import Scope
 from .stages import EvaluatePod, StagePod, Stages
@@ -95,6 +106,8 @@ __all__ = [
     "CheckpointStatus",
     "Cleaning",
     "Columns",
+    "CompressedTensors",
+    "CompressedTensorsScheme",
     "ConcurrencyPolicy",
     "Condition",
     "CostStatus",

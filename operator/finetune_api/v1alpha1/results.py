@@ -101,6 +101,7 @@ class ArtifactFormat(StrEnum):
     ADAPTER = "Adapter"
     INT8 = "Int8"
     GGUF = "GGUF"
+    COMPRESSED_TENSORS = "CompressedTensors"
 
     @property
     def is_quantized(self) -> bool:
@@ -126,18 +127,38 @@ class Gguf(ApiModel, scope=Scope.EVALUATION):
     a scale of 16 bits for 32 weights. With Q5_0 and Q4_0, the embeddings and the output matrix are Q8_0."""
 
 
+class CompressedTensorsScheme(StrEnum):
+    """How the weights of the linear layers are quantized. The names are those of compressed-tensors."""
+
+    W8A16 = "W8A16"
+    """8 bits for each weight, and a scale for each row."""
+    W4A16 = "W4A16"
+    """4 bits for each weight, and a scale for 128 weights of a row. The number of inputs of every layer must be a
+    multiple of 128."""
+
+
+class CompressedTensors(ApiModel, scope=Scope.EVALUATION):
+    """The folder of the format CompressedTensors."""
+
+    scheme: CompressedTensorsScheme = CompressedTensorsScheme.W8A16
+    """How the weights of the linear layers are quantized. Embeddings and head keep their type. Weights are rounded to
+    the nearest level, without calibration data."""
+
+
 class Output(ApiModel, scope=Scope.RUN):
     """Where the output of the job is stored."""
 
     uri: S3Uri
     """Prefix for datasets, checkpoints, models and reports."""
 
-    formats: Annotated[tuple[ArtifactFormat, ...], Field(min_length=1, max_length=4), Scope.EVALUATION] = (
+    formats: Annotated[tuple[ArtifactFormat, ...], Field(min_length=1, max_length=5), Scope.EVALUATION] = (
         ArtifactFormat.MERGED,
     )
     """Merged is a complete model in Hugging Face layout; Adapter is the PEFT adapter alone; Int8 is a complete model in
     Hugging Face layout with weights of 8 bits (bitsandbytes); GGUF is a folder of files for llama.cpp, for language
-    models of the types llama, qwen2 and qwen3. The size, speed and accuracy of Int8 and GGUF are in the report."""
+    models of the types llama, qwen2 and qwen3; CompressedTensors is a complete model in Hugging Face layout with
+    weights of 8 or 4 bits for vLLM. The size, speed and accuracy of Int8, GGUF and CompressedTensors are in the
+    report."""
 
     gguf: Annotated[Gguf | None, Scope.EVALUATION] = None
     """Types of the format GGUF. Absent: Q8_0."""
@@ -148,6 +169,14 @@ class Output(ApiModel, scope=Scope.RUN):
         if ArtifactFormat.GGUF not in self.formats:
             return ()
         return (self.gguf or Gguf()).types
+
+    compressed_tensors: Annotated[CompressedTensors | None, Scope.EVALUATION] = None
+    """Scheme of the format CompressedTensors. Absent: W8A16."""
+
+    @property
+    def compressed_tensors_scheme(self) -> CompressedTensorsScheme:
+        """Scheme of the format CompressedTensors, if it is in `formats`."""
+        return (self.compressed_tensors or CompressedTensors()).scheme
 
     keep_runs: Annotated[Annotated[int, Field(ge=1, le=10_000)] | None, Scope.ATTEMPT] = None
     """After each evaluation, keep only the files of the current run and of the newest others, this many in total. The

@@ -210,11 +210,13 @@ class CandidateName(StrEnum):
     INT8 = "int8"
     """The fine-tuned model, exported as Int8."""
     GGUF_F16 = "ggufF16"
-    """The fine-tuned model, exported as GGUF. So are those after it."""
+    """The fine-tuned model, exported as GGUF. So are those below with this prefix."""
     GGUF_BF16 = "ggufBF16"
     GGUF_Q8_0 = "ggufQ8_0"
     GGUF_Q5_0 = "ggufQ5_0"
     GGUF_Q4_0 = "ggufQ4_0"
+    COMPRESSED_TENSORS = "compressedTensors"
+    """The fine-tuned model, exported as CompressedTensors."""
 
     @classmethod
     def _missing_(cls, value: object) -> "CandidateName | None":

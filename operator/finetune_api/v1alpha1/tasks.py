@@ -42,7 +42,7 @@ class TaskSupport:
     """Whether `spec.evaluation.prompts` can be answered."""
     batchings: tuple[Batching, ...] = (Batching.PADDED, Batching.LENGTH_GROUPED)
     """Values of `spec.training.batching` that it can be trained with."""
-    artifacts: tuple[ArtifactFormat, ...] = (ArtifactFormat.MERGED, ArtifactFormat.ADAPTER, ArtifactFormat.INT8)
+    artifacts: tuple[ArtifactFormat, ...] = tuple(one for one in ArtifactFormat if one is not ArtifactFormat.GGUF)
     """Formats that its models can be exported in. GGUF has language models only."""
     labels_tokens: bool = False
     """Whether a label belongs to a token; otherwise to a record."""

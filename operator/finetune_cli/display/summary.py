@@ -154,7 +154,11 @@ def regression_rows(status: Status) -> list[tuple[str, str]]:
     return rows
 
 
-_EXPORTS = {CandidateName.INT8: "Int8", **{CandidateName.of_gguf(kind): f"GGUF {kind}" for kind in GgufType}}
+_EXPORTS = {
+    CandidateName.INT8: "Int8",
+    **{CandidateName.of_gguf(kind): f"GGUF {kind}" for kind in GgufType},
+    CandidateName.COMPRESSED_TENSORS: "CompressedTensors",
+}
 
 
 def export_rows(status: Status) -> list[tuple[str, str]]:

@@ -23,7 +23,17 @@ from evaluation_runs import (
 from finetune_api.comparison import metric_name, metric_text
 from finetune_api.constants import Stage
 from finetune_api.exit_codes import PERMANENT_EXIT_CODES
-from finetune_api.v1alpha1 import ArtifactFormat, CandidateName, Gguf, GgufType, Metric, Output, SimpleBaseline
+from finetune_api.v1alpha1 import (
+    ArtifactFormat,
+    CandidateName,
+    CompressedTensors,
+    CompressedTensorsScheme,
+    Gguf,
+    GgufType,
+    Metric,
+    Output,
+    SimpleBaseline,
+)
 from finetune_trainer.data.shards import TokenDataset
 from finetune_trainer.errors import ExportUnusableError, ModelUnusableError
 from finetune_trainer.evaluate.records import Evaluation
@@ -32,7 +42,7 @@ from finetune_trainer.progress import ProgressReporter
 from finetune_trainer.reference import write_reference
 from finetune_trainer.tracking.mlflow import client_of
 from rows import tagged
-from tiny_models import CHATML, save_tiny_bert, save_tiny_llama
+from tiny_models import CHATML, save_tiny, save_tiny_bert, save_tiny_llama
 
 TRAINING_LOG = {
     "log": [{"step": 1, "loss": 0.7, "learning_rate": 1e-3}, {"step": 2, "loss": 0.5, "learning_rate": 5e-4}],
@@ -250,13 +260,13 @@ def test_exports_with_quantized_weights_are_made_from_the_adapter_and_measured(s
 
     output = Output(
         uri=config.output_uri,
-        formats=(ArtifactFormat.GGUF, ArtifactFormat.INT8),
+        formats=(ArtifactFormat.GGUF, ArtifactFormat.COMPRESSED_TENSORS, ArtifactFormat.INT8),
         gguf=Gguf(types=(GgufType.Q8_0, GgufType.Q4_0)),
     )
     more = config.model_copy(update={"spec": config.spec.model_copy(update={"output": output})})
     result, record = run(more)
     found = exports_of(record)
-    assert list(found) == ["Int8", "GGUF Q8_0", "GGUF Q4_0"]
+    assert list(found) == ["Int8", "GGUF Q8_0", "GGUF Q4_0", "CompressedTensors W8A16"]
     assert found["GGUF Q8_0"].address.digest == only.address.digest
     assert found["GGUF Q4_0"].bytes < found["GGUF Q8_0"].bytes
     assert list(result.exports) == [CandidateName.TUNED, *(entry.name for entry in found.values())]
@@ -282,15 +292,37 @@ def test_exports_with_quantized_weights_are_made_from_the_adapter_and_measured(s
     assert error.value.exit_code in PERMANENT_EXIT_CODES
 
 
-def test_a_classifier_is_exported_with_weights_of_8_bits_from_the_complete_model(store, run, prepared, bert, tmp_path):
-    config = prepared(bert, reviews(), output={"formats": ["Merged", "Int8"]})
+def test_a_classifier_is_exported_with_weights_of_8_bits_from_the_complete_model(store, run, prepared, tmp_path):
+    base = save_tiny("bert", tmp_path / "wide", width=128)
+    config = prepared(base, reviews(), output={"formats": ["Merged", "Int8", "CompressedTensors"]})
     export_whole(trained_model(config, store, tmp_path, epochs=6), config, store, tmp_path)
     _, record = run(config)
-    (int8,) = exports_of(record).values()
+    int8, packed = exports_of(record).values()
     assert (record.model.uri, int8.address.uri) == (config.model_uri, f"{config.run_uri}/int8")
+    assert (packed.title, packed.address.uri) == ("CompressedTensors W8A16", f"{config.run_uri}/compressed-tensors")
+    assert packed.figures.metrics[Metric.LOSS] == pytest.approx(record.tuned.metrics[Metric.LOSS], abs=0.01)
+    assert packed.bytes < record.quantized.trained_bytes
     assert int8.figures.metrics[Metric.ACCURACY] == pytest.approx(record.tuned.metrics[Metric.ACCURACY], abs=0.05)
     assert int8.figures.classification is None
     assert int8.bytes < record.quantized.trained_bytes
+
+    # Another scheme replaces the folder.
+    output = config.spec.output.model_copy(
+        update={
+            "formats": (ArtifactFormat.COMPRESSED_TENSORS, ArtifactFormat.MERGED),
+            "compressed_tensors": CompressedTensors(scheme=CompressedTensorsScheme.W4A16),
+        }
+    )
+    other = config.model_copy(update={"spec": config.spec.model_copy(update={"output": output})})
+    result, record = run(other)
+    (smaller,) = exports_of(record).values()
+    assert (smaller.title, smaller.address.uri) == ("CompressedTensors W4A16", packed.address.uri)
+    assert smaller.address.digest != packed.address.digest
+    assert smaller.bytes < packed.bytes
+    assert result.exports[CandidateName.COMPRESSED_TENSORS].bytes == smaller.bytes
+    card = ModelCard(store.get(f"{smaller.address.uri}/README.md").decode(), ignore_metadata_errors=False)
+    assert "compressed-tensors" in card.data.tags
+    assert "the scheme W4A16 of compressed-tensors" in card.text
 
 
 def test_an_export_with_other_losses_than_the_trained_model_is_rejected_without_a_test_split(

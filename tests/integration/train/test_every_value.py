@@ -23,7 +23,7 @@ from finetune_operator.settings import OperatorSettings
 from finetune_trainer.supervisor.forkclient import RUN_RANK
 from finetune_trainer.train.plan import training_plan
 from rows import jsonl
-from tiny_models import CHATML
+from tiny_models import CHATML, save_tiny
 from training_harness import Attempt, TrainingHarness
 from value_jobs import DECIDED, RENDERED, STAGE_PODS, TRAINED, data_files, found_at, made_for
 
@@ -32,12 +32,13 @@ OPERATOR = Path(finetune_operator.__file__).parent
 
 @pytest.fixture(scope="module")
 def setup(harness: TrainingHarness) -> TrainingHarness:
-    """The harness with data of every format, and a model with a chat template."""
+    """The harness with data of every format, a model with a chat template, and one whose rows are whole groups."""
     for name, rows in data_files().items():
         harness.store.put(f"s3://{harness.bucket}/{name}.jsonl", jsonl(rows))
     folder = harness.models / "llama-chat"
     shutil.copytree(harness.models / "llama", folder)
     (folder / "chat_template.jinja").write_text(CHATML)
+    save_tiny("bert", harness.models / "bert-wide", width=128)
     return harness
 
 
@@ -119,6 +120,8 @@ def assert_exports_are_measured(spec: Spec, evaluation: dict[str, Any], result: 
     """Every export with quantized weights was loaded again and measured on the test split."""
     titles = ["Int8"] if "Int8" in spec.output.formats else []
     titles += [f"GGUF {kind}" for kind in spec.output.gguf_types]
+    if "CompressedTensors" in spec.output.formats:
+        titles.append(f"CompressedTensors {spec.output.compressed_tensors_scheme}")
     if not titles:
         assert (evaluation["quantized"], result.exports) == (None, {})
         return

@@ -92,7 +92,7 @@ def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
         (
             "spec.output.formats",
             "Merged",
-            "spec.output.formats must be a list, each entry one of Merged, Adapter, Int8 or GGUF",
+            "spec.output.formats must be a list, each entry one of Merged, Adapter, Int8, GGUF or CompressedTensors",
         ),
         ("spec.evaluation.prompts", "Hi", 'spec.evaluation.prompts must be a list, each entry text, not "Hi"'),
         (
@@ -684,14 +684,19 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.evaluation.promote must have a complete model to promote; add Merged to spec.output.formats",
         ),
         ("spec.output.formats", ["Adapter"], "spec.output.formats must not have Adapter without spec.method.lora"),
-        ("spec.output.formats", ["Merged", "Int8", "GGUF"], None),
+        ("spec.output.formats", ["Merged", "Int8", "GGUF", "CompressedTensors"], None),
         (
             "spec",
             job_with("spec.data.format", "Classification")["spec"]
             | {"output": {"uri": "s3://bucket/out", "formats": ["GGUF"]}},
-            "spec.output.formats must not have GGUF for a classifier; write Merged, Adapter or Int8",
+            "spec.output.formats must not have GGUF for a classifier; write Merged, Adapter, Int8 or CompressedTensors",
         ),
         ("spec.output.gguf", {}, "spec.output.gguf must be absent without GGUF in spec.output.formats"),
+        (
+            "spec.output.compressedTensors",
+            {"scheme": "W4A16"},
+            "spec.output.compressedTensors must be absent without CompressedTensors in spec.output.formats",
+        ),
         (
             "spec.output.gguf",
             {"types": ["Q8_0", "F16", "Q8_0"]},

@@ -65,7 +65,8 @@ def test_every_field_has_a_description_or_a_section_with_one() -> None:
         ("spec.data.test", "(object; default `{fraction: 0.1}`; scope `Data`): Split that only the evaluate stage"),
         (
             "spec.output.formats",
-            "(list of 1 to 4 entries, each one of `Merged`, `Adapter`, `Int8`, `GGUF`; default `[Merged]`;",
+            "(list of 1 to 5 entries, each one of `Merged`, `Adapter`, `Int8`, `GGUF`, `CompressedTensors`; default "
+            "`[Merged]`;",
         ),
         ("spec.stages.evaluate.volumes[].emptyDir", "(any object with at most 32 keys): A folder that is deleted"),
         (

@@ -21,6 +21,7 @@ ADDRESSES = {
     "runs/r0001-1f3a9c42/adapter": RUN.artifact(ArtifactFormat.ADAPTER),
     "runs/r0001-1f3a9c42/int8": RUN.artifact(ArtifactFormat.INT8),
     "runs/r0001-1f3a9c42/gguf/model-Q8_0.gguf": RUN.gguf(GgufType.Q8_0),
+    "runs/r0001-1f3a9c42/compressed-tensors": RUN.artifact(ArtifactFormat.COMPRESSED_TENSORS),
     "runs/r0001-1f3a9c42/tensorboard": RUN.tensorboard,
     "runs/r0001-1f3a9c42/wandb": RUN.wandb,
     "runs/r0001-1f3a9c42/learning-rate.json": RUN.learning_rate,

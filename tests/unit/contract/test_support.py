@@ -158,7 +158,8 @@ def test_every_new_row_gets_its_cel_rules() -> None:
     rules = dict(MORE.cel_rules())
     assert {rule: rules[rule] for rule in rules if "prefixTokens" in rule} == {
         "!(has(self.method.prefixTokens)) || !has(self.output.formats) || "
-        "self.output.formats.all(one, one in ['Adapter'])": "output.formats must not have Merged, Int8 or GGUF without "
+        "self.output.formats.all(one, one in ['Adapter'])": "output.formats must not have Merged, Int8, GGUF or "
+        "CompressedTensors without "
         f"{MERGED}; "
         f"write [Adapter], because the default is [Merged], or set {MERGED}",
         "!(has(self.method.prefixTokens)) || !has(self.deepspeed.zeroStage) || "

@@ -123,7 +123,7 @@ def test_the_figures_of_the_most_regression_sets_fit_into_a_usual_message():
 
 EXPORTS = {
     name: ExportResult(bytes=10**12, examples_per_second=0.123, metrics=FIGURES)
-    for name in (CandidateName.INT8, *map(CandidateName.of_gguf, GgufType))
+    for name in (CandidateName.INT8, CandidateName.COMPRESSED_TENSORS, *map(CandidateName.of_gguf, GgufType))
 }
 
 

@@ -21,6 +21,7 @@ def evaluated() -> Status:
         CandidateName.TUNED: ExportResult(bytes=269_000_000, examples_per_second=4.5),
         CandidateName.GGUF_Q8_0: ExportResult(bytes=145 * 2**20, examples_per_second=4.25, metrics={Metric.LOSS: 1.5}),
         CandidateName.INT8: ExportResult(bytes=10),
+        CandidateName.COMPRESSED_TENSORS: ExportResult(bytes=11),
     }
     result = EvaluateResult(report_uri="s3://r", model_uri=URI, digest="d", tuned={Metric.LOSS: 1.25}, exports=exports)
     message = TerminationMessage.decode(TerminationMessage(stage="evaluate", exit_code=0, evaluated=result).encode())
@@ -37,6 +38,7 @@ def test_an_export_is_a_candidate_with_size_and_speed_beside_the_fine_tuned_mode
             metrics={Metric.LOSS: 1.5}, bytes=145 * 2**20, examples_per_second=4.25
         ),
         CandidateName.INT8: CandidateStatus(bytes=10),
+        CandidateName.COMPRESSED_TENSORS: CandidateStatus(bytes=11),
     }
 
 
@@ -44,6 +46,7 @@ def test_the_command_line_shows_each_export() -> None:
     assert export_rows(evaluated()) == [
         ("Int8", "10 B"),
         ("GGUF Q8_0", "145.0 MiB, 4.25 examples per second, loss 1.5"),
+        ("CompressedTensors", "11 B"),
     ]
     assert export_rows(make_status()) == []
 

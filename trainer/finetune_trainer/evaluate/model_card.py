@@ -16,7 +16,7 @@ from finetune_api.trainer_config import TrainerConfig
 from finetune_api.v1alpha1 import METRIC_SUPPORT, ArtifactFormat
 
 from ..methods import METHODS
-from ..model.portable import OLDEST_PEFT, OLDEST_TRANSFORMERS, base_name
+from ..model.portable import OLDEST_COMPRESSED_TENSORS, OLDEST_PEFT, OLDEST_TRANSFORMERS, base_name
 from ..tasks import TASKS
 from ..tasks.metrics import FEW_EXAMPLES
 from . import compare, formatting
@@ -24,7 +24,11 @@ from .configuration import spec_document, yaml_text
 from .data_section import DataSection
 from .records import Evaluation
 
-_TAGS = {ArtifactFormat.INT8: ("8-bit", "bitsandbytes"), ArtifactFormat.GGUF: ("gguf",)}
+_TAGS = {
+    ArtifactFormat.INT8: ("8-bit", "bitsandbytes"),
+    ArtifactFormat.GGUF: ("gguf",),
+    ArtifactFormat.COMPRESSED_TENSORS: ("compressed-tensors",),
+}
 """Tags of the hub for a format."""
 
 
@@ -63,11 +67,17 @@ def model_card(record: Evaluation, config: TrainerConfig, data: DataSection, art
         folder=folder,
         base_uri=config.spec.model.uri,
         base=base_name(config.spec.model.uri),
-        oldest={"transformers": OLDEST_TRANSFORMERS, "peft": OLDEST_PEFT},
+        oldest={
+            "transformers": OLDEST_TRANSFORMERS,
+            "peft": OLDEST_PEFT,
+            "compressed-tensors": OLDEST_COMPRESSED_TENSORS,
+        },
         gguf_files=[gguf_file(kind) for kind in config.spec.output.gguf_types]
         if artifact is ArtifactFormat.GGUF
         else [],
+        is_quantized=artifact.is_quantized,
         is_int8=artifact is ArtifactFormat.INT8,
+        scheme=config.spec.output.compressed_tensors_scheme if artifact is ArtifactFormat.COMPRESSED_TENSORS else None,
         checks=[
             (entry.uri.removeprefix(folder).removeprefix("/"), entry.sentence)
             for entry in record.reloaded

@@ -116,7 +116,7 @@ class ExportedModel(Message):
 
     name: CandidateName
     title: str
-    """`Int8`, `GGUF Q8_0`."""
+    """`Int8`, `GGUF Q8_0`, `CompressedTensors W8A16`."""
     address: Address
     bytes: int
     """Size of its files."""

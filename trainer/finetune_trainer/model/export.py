@@ -124,14 +124,24 @@ def export_quantized(config: PreparedConfig, store: ObjectStore, *, source: Path
         folder.mkdir(parents=True)
         write_quantized(artifact, source, folder, config, scratch=scratch / "export")
         (folder / CARD_FILE).write_text(_card(config, artifact))
-        _replace(store, folder, config.layout.artifact(artifact), _last_files(config, artifact))
+        uri, last = config.layout.artifact(artifact), _last_files(config, artifact)
+        if _is_complete(store, uri, last):  # of another kind, which must not look complete with files of this one
+            _delete(store, uri)
+        _replace(store, folder, uri, last)
         shutil.rmtree(folder)
 
 
 def is_exported(config: PreparedConfig, store: ObjectStore, artifact: ArtifactFormat) -> bool:
-    """Whether storage has the complete folder of a format, that is, the files that are uploaded last."""
+    """Whether storage has the complete folder of a format, that is, the files that are uploaded last, as the spec
+    requests it."""
     folder = config.layout.artifact(artifact)
-    return all(store.exists(f"{folder}/{name}") for name in _last_files(config, artifact))
+    if not _is_complete(store, folder, _last_files(config, artifact)):
+        return False
+    return not artifact.is_quantized or QUANTIZED_FORMATS[artifact].is_current(config.spec, folder, store)
+
+
+def _is_complete(store: ObjectStore, folder: str, last: tuple[str, ...]) -> bool:
+    return all(store.exists(f"{folder}/{name}") for name in last)
 
 
 def _last_files(config: PreparedConfig, artifact: ArtifactFormat) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from .files import tokenizer_files
 OLDEST_TRANSFORMERS, OLDEST_PEFT = "4.57", "0.17"
 """Oldest versions that were tested with exported folders: Llama, Qwen 2, Gemma, GPT-2, GPT-NeoX, BERT, DistilBERT and
 RoBERTa gave the same logits as in the version that wrote them."""
+OLDEST_COMPRESSED_TENSORS = "0.20"
+"""Oldest version that was tested."""
 
 _ROPE_WORDS = ("rope", "rotary")
 """Keys of config.json with these words describe rotary embeddings, which fine-tuning does not change."""

@@ -57,7 +57,7 @@ class FullFineTune(MethodBlock):
     """Every parameter is trained, except those in `freeze`."""
 
     support: ClassVar[MethodSupport] = MethodSupport(
-        formats=(ArtifactFormat.MERGED, ArtifactFormat.INT8, ArtifactFormat.GGUF)
+        formats=tuple(one for one in ArtifactFormat if one is not ArtifactFormat.ADAPTER)
     )
 
     freeze: Freeze | None = None

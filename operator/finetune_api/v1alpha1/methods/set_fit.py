@@ -16,7 +16,7 @@ class SetFit(MethodBlock):
     tokens."""
 
     support: ClassVar[MethodSupport] = MethodSupport(
-        formats=(ArtifactFormat.MERGED, ArtifactFormat.INT8, ArtifactFormat.GGUF),
+        formats=tuple(one for one in ArtifactFormat if one is not ArtifactFormat.ADAPTER),
         tasks=(Task.SEQUENCE_CLASSIFICATION,),
         # Rank 0 computes the embeddings of all texts alone, with whole matrices.
         zero_stages=(0, 1, 2),

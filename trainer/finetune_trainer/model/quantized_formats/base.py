@@ -8,6 +8,7 @@ from finetune_api.trainer_config import Prepared, PreparedConfig
 from finetune_api.v1alpha1 import ArtifactFormat, CandidateName, Spec
 
 from ...registry import Registry
+from ...store.client import ObjectStore
 from ..weights import WeightPlan
 
 
@@ -74,6 +75,10 @@ class QuantizedFormat(ABC):
     def last_files(self, spec: Spec) -> tuple[str, ...]:
         """The files that are uploaded last: a folder without one of them is incomplete."""
         return ("config.json",)
+
+    def is_current(self, spec: Spec, uri: str, store: ObjectStore) -> bool:
+        """Whether the complete folder at `uri` is what the spec requests."""
+        return True
 
     @abstractmethod
     def check_base(self, spec: Spec, folder: Path, plan: WeightPlan, scratch: Path) -> None:
