@@ -75,6 +75,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _lora_init,
         _set_fit,
         _vocabulary,
+        _unclear_paths,
         _no_credentials,
         _model_registry,
         _wandb,
@@ -639,6 +640,9 @@ def _holdouts(spec: Spec) -> Iterator[Violation]:
                 "must be absent without fraction, because separate files are not split; remove it",
             )
         yield from _grouping(name, holdout)
+        for index, source in enumerate(holdout.sources or ()):
+            advice = "name other files, or remove sources and write fraction: 0.1"
+            yield from _not_trained_on(spec, source.uri, f"spec.data.{name}.sources[{index}].uri", advice)
     drawn = {name: holdout.group_by for name, holdout in splits.items() if holdout.fraction}
     if len(set(drawn.values())) > 1:
         missing = next(name for name, column in drawn.items() if column is None or column != drawn["validation"])
@@ -785,7 +789,30 @@ def _normalized(uri: str) -> str:
     scheme, _, path = uri.partition("://")
     if scheme == "hf":
         path = path.replace("@main/", "/", 1)
-    return f"{scheme}://{path if scheme == 's3' else posixpath.normpath(path)}"
+    return f"{scheme}://{posixpath.normpath(path)}"
+
+
+UNCLEAR_PATH = (
+    "must not have an empty name, '.' or '..' in the path, because object stores disagree on which object it names"
+)
+
+
+def plain_path(uri: str) -> str:
+    """Return the `s3://` address that was probably meant by one with an empty name, `.` or `..` in its path; empty if
+    the address has none of them. A slash at the end is allowed."""
+    if not uri.startswith("s3://"):
+        return ""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not {"", ".", ".."} & {*key.removesuffix("/").split("/")} or not key:
+        return ""
+    return f"s3://{bucket}{posixpath.normpath('/' + key.lstrip('/'))}"
+
+
+def _unclear_paths(spec: Spec) -> Iterator[Violation]:
+    addresses = {**_read_addresses(spec), "spec.output.uri": spec.output.uri}
+    for path, uri in addresses.items():
+        if written := plain_path(uri):
+            yield Violation(path, f"{UNCLEAR_PATH}; write {written}, not {uri}")
 
 
 AUGMENTED_FORMATS = (DataFormat.CLASSIFICATION, DataFormat.TEXT)
@@ -944,16 +971,16 @@ def _regression_sets(spec: Spec) -> Iterator[Violation]:
                 f"{path}[{index}].format", f"must be a format of {task}, not {each.format}; write {fitting}"
             )
         for place, source in enumerate(each.sources):
-            yield from _not_trained_on(spec, source.uri, f"{path}[{index}].sources[{place}].uri")
+            advice = "divide the files, and name the part that is not trained on here"
+            yield from _not_trained_on(spec, source.uri, f"{path}[{index}].sources[{place}].uri", advice)
 
 
-def _not_trained_on(spec: Spec, uri: str, path: str) -> Iterator[Violation]:
+def _not_trained_on(spec: Spec, uri: str, path: str, advice: str) -> Iterator[Violation]:
     for number, trained in enumerate(spec.data.train):
         if _same_file(uri, trained.uri):
             yield Violation(
                 path,
-                f"must not be that of spec.data.train[{number}], because the model has learned these records; divide "
-                "the files, and name the part that is not trained on here",
+                f"must not be that of spec.data.train[{number}], because the model has learned these records; {advice}",
             )
 
 
@@ -1056,7 +1083,8 @@ def _owned_deepspeed_keys(spec: Spec) -> Iterator[Violation]:
             )
 
 
-def _no_local_files(spec: Spec) -> Iterator[Violation]:
+def _read_addresses(spec: Spec) -> dict[str, str]:
+    """Field path -> address of everything that a run reads."""
     addresses = {"spec.model.uri": spec.model.uri}
     for name, sources in (
         ("train", spec.data.train),
@@ -1069,6 +1097,10 @@ def _no_local_files(spec: Spec) -> Iterator[Violation]:
     for number, each in enumerate(spec.evaluation.regression_sets):
         for index, source in enumerate(each.sources):
             addresses[f"spec.evaluation.regressionSets[{number}].sources[{index}].uri"] = source.uri
-    for path, uri in addresses.items():
+    return addresses
+
+
+def _no_local_files(spec: Spec) -> Iterator[Violation]:
+    for path, uri in _read_addresses(spec).items():
         if uri.startswith("file://"):
             yield Violation(path, f"must be an address that every node can reach, not {uri}; write an s3:// address")

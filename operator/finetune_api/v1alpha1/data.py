@@ -79,7 +79,8 @@ class Source(ApiModel, scope=Scope.DATA):
 
     uri: DataUri
     """One file or a glob: JSON Lines (`.jsonl`, `.jsonl.gz`), CSV, Parquet or plain text (`.txt`). In object storage
-    `s3://bucket/key`, in a dataset on the hub `hf://datasets/organization/name[@revision]/path`."""
+    `s3://bucket/key`, in a dataset on the hub `hf://datasets/organization/name[@revision]/path`. Files with the same
+    content are read once."""
 
 
 class TrainingSource(Source, scope=Scope.DATA):
@@ -96,7 +97,7 @@ class Holdout(ApiModel, scope=Scope.DATA):
     """A split that is never trained on: its own files, or a fraction of the training files."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)] | None = None
-    """Separate files. Exactly one of `sources` and `fraction`."""
+    """Separate files, none of which has the content of a training file. Exactly one of `sources` and `fraction`."""
 
     fraction: Annotated[float, Field(ge=0.0, le=0.9)] | None = None
     """Share of the training files to hold out, drawn by `training.seed`. 0: no such split."""

@@ -279,7 +279,8 @@ def test_a_split_or_label_that_the_step_empties_is_reported(place, models):
         place.prepare(models["bert"], {"train": [{"uri": uri}], **CLEANED})
     assert "have the label 'good'; a classifier needs two; the step 'exact duplicates' removed 20" in str(caught.value)
 
-    test = {"test": {"sources": [{"uri": uri}]}, "validation": {"fraction": 0}}
+    other = place.put("reversed.jsonl", jsonl([*twice, *rows]))
+    test = {"test": {"sources": [{"uri": other}]}, "validation": {"fraction": 0}}
     with pytest.raises(BadDataError) as caught:
         place.prepare(models["bert"], {"train": [{"uri": uri}], **test, **CLEANED})
     assert "the training split is empty; the step 'exact duplicates' removed 40 records" in str(caught.value)

@@ -87,7 +87,8 @@ def test_records_without_loss_are_counted_as_such_and_not_as_left_out(place, lla
 
 
 def test_another_seed_draws_other_examples(place, bert, uri):
-    data = {"train": [{"uri": uri}], "test": {"sources": [{"uri": uri}]}, "validation": {"fraction": 0.0}}
+    test = place.put("test.jsonl", jsonl(classified(9)))
+    data = {"train": [{"uri": uri}], "test": {"sources": [{"uri": test}]}, "validation": {"fraction": 0.0}}
     drawn = [
         place.prepare(bert, data | {"fewShot": {"perClass": 5}}, training={"learningRate": 1, "seed": seed})
         for seed in (1, 2)

@@ -585,6 +585,76 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.data.train[1].uri must not be that of spec.data.train[0]",
         ),
         ("spec.data.train", [{"uri": "s3://bucket/a.csv"}, {"uri": "s3://bucket/a.csv"}], None),
+        *(
+            (
+                f"spec.data.{split}",
+                {"sources": [{"uri": "s3://bucket/other.jsonl"}, {"uri": "s3://bucket/train.jsonl"}]},
+                f"spec.data.{split}.sources[1].uri must not be that of spec.data.train[0], because the model has "
+                "learned these records; name other files, or remove sources and write fraction: 0.1",
+            )
+            for split in ("validation", "test")
+        ),
+        (
+            "spec.data",
+            {
+                "train": [{"uri": "hf://datasets/o/n/a.csv"}],
+                "test": {"sources": [{"uri": "hf://datasets/o/n@main/a.csv"}]},
+            },
+            "spec.data.test.sources[0].uri must not be that of spec.data.train[0]",
+        ),
+        *(
+            (
+                path,
+                value,
+                f"{place} must not have an empty name, '.' or '..' in the path, because object stores disagree on "
+                f"which object it names; write s3://bucket/{written}",
+            )
+            for path, value, place, written in (
+                (
+                    "spec.data.train",
+                    [{"uri": "s3://bucket/./a.jsonl"}],
+                    "spec.data.train[0].uri",
+                    "a.jsonl",
+                ),
+                (
+                    "spec.data.train",
+                    [{"uri": "s3://bucket/a.jsonl"}, {"uri": "s3://bucket//x/a.jsonl", "weight": 2}],
+                    "spec.data.train[1].uri",
+                    "x/a.jsonl",
+                ),
+                (
+                    "spec.data.test",
+                    {"sources": [{"uri": "s3://bucket/x/../a.jsonl"}]},
+                    "spec.data.test.sources[0].uri",
+                    "a.jsonl",
+                ),
+                (
+                    "spec.data.validation",
+                    {"sources": [{"uri": "s3://bucket/x/./*.jsonl"}]},
+                    "spec.data.validation.sources[0].uri",
+                    "x/*.jsonl",
+                ),
+                ("spec.model.uri", "s3://bucket/x//model", "spec.model.uri", "x/model"),
+                ("spec.output.uri", "s3://bucket//out", "spec.output.uri", "out"),
+                ("spec.output.uri", "s3://bucket/../out/", "spec.output.uri", "out"),
+                ("spec.output.uri", "s3://bucket//", "spec.output.uri", ""),
+                (
+                    "spec.evaluation.regressionSets",
+                    [{"name": "general", "sources": [{"uri": "s3://bucket/a/./b.csv"}]}],
+                    "spec.evaluation.regressionSets[0].sources[0].uri",
+                    "a/b.csv",
+                ),
+                (
+                    "spec.data.augmentation",
+                    {"methods": ["Synonym"], "synonyms": {"uri": "s3://bucket//s.csv"}},
+                    "spec.data.augmentation.synonyms.uri",
+                    "s.csv",
+                ),
+            )
+        ),
+        ("spec.output.uri", "s3://bucket/out/", None),
+        ("spec.output.uri", "s3://bucket/", None),
+        ("spec.data.train", [{"uri": "s3://bucket/.hidden/..a/b...jsonl"}], None),
         ("spec.data.train", [{"uri": "s3://bucket/a.csv", "weight": 3}, {"uri": "s3://bucket/b.csv"}], None),
         (
             "spec.data",

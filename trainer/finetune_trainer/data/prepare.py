@@ -62,6 +62,7 @@ from .problems import BadRecords
 from .prompts import check_prompts, format_prompts
 from .readers import column_names
 from .regression_sets import RegressionRows, regression_rows
+from .same_content import check_held_out, read_once
 from .shards import TokenDataset
 from .sources import SourceFile, fetch_sources, listing_digest
 
@@ -101,7 +102,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         store_copy(model, store, config.output_uri)
     with report.phase("fetch", "fetching the data files"):
         source_digest = listing_digest(spec.data, store)  # before: a file that changes meanwhile differs from it
-        files = _fetch_files(spec.data, store, runtime.scratch / "sources")
+        files, file_warnings = _fetch_files(spec.data, store, runtime.scratch / "sources")
         data_format = spec.data.format or _detected_format(spec.data, spec.model.task, files["train"])
     task = known_task or SUPPORT.task_for(data_format)
     _check_rules(spec, data_format)
@@ -143,7 +144,7 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
     _check_dataset(spec, info, plan, tokenizer)
     regression_tokens = _prepare_regression_sets(spec, info, plan, tokenizer, store, runtime, report)
-    warnings = _model_warnings(config, plan, _labeled_plan(spec, model.path, task, info.labels))
+    warnings = file_warnings + _model_warnings(config, plan, _labeled_plan(spec, model.path, task, info.labels))
     for text in (*info.remarks, *warnings):
         report.warn(text)
     vocabulary = _vocabulary(extension, base, dataset_uri, longest_allowed(_NO_LIMIT, facts, tokenizer), store, runtime)
@@ -414,13 +415,21 @@ def check_evaluation_fits(spec: Spec, needs: EvaluationNeeds) -> None:
         )
 
 
-def _fetch_files(data: Data, store: ObjectStore, folder: Path) -> Files:
-    files: Files = {"train": fetch_sources(data.train, "spec.data.train", store, folder)}
-    for split, holdout in (("validation", data.validation), ("test", data.test)):
-        if holdout.sources is not None:
-            found = fetch_sources(holdout.sources, f"spec.data.{split}.sources", store, folder)
+def _fetch_files(data: Data, store: ObjectStore, folder: Path) -> tuple[Files, tuple[str, ...]]:
+    """The files of each split, and warnings about those with the same content.
+
+    Raises BadConfigError for a training file that is held out or has two weights.
+    """
+    files: Files = {}
+    warnings: tuple[str, ...] = ()
+    splits = {"train": data.train, "validation": data.validation.sources, "test": data.test.sources}
+    for split, sources in splits.items():
+        if sources is not None:
+            field = "spec.data.train" if split == "train" else f"spec.data.{split}.sources"
+            found, repeated = read_once(sources, fetch_sources(sources, field, store, folder), field)
             files[split] = tuple(replace(file, split=split) for file in found)
-    return files
+            warnings += repeated
+    return files, (*warnings, *check_held_out(files))
 
 
 def _augmentation(spec: Spec, store: ObjectStore, folder: Path) -> Augmentation | None:

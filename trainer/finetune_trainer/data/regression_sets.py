@@ -32,6 +32,7 @@ from .labels import canonical_name, unknown_label
 from .pipeline import Phase, Step, Tally, dataset_digest, optional
 from .problems import BadRecords
 from .readers import Record, read
+from .same_content import read_once
 from .shards import ShardWriter, TokenDataset
 from .sources import SourceFile, fetch_sources
 from .tokenize import EncodedBatch
@@ -67,6 +68,7 @@ def regression_rows(
     for number, wanted in enumerate(spec.evaluation.regression_sets):
         field = f"spec.evaluation.regressionSets[{number}]"
         files = fetch_sources(wanted.sources, f"{field}.sources", store, scratch / f"regression-{number}")
+        files, _ = read_once(wanted.sources, files, f"{field}.sources")
         _check_not_trained_on(files, info, field)
         formatter = formatters[wanted.name]
         inputs = Inputs({SPLIT: files}, formatter, tokenizer, info.tokenizer_digest, info.task, info.max_length)
@@ -77,7 +79,7 @@ def regression_rows(
 
 
 def _check_not_trained_on(files: Sequence[SourceFile], info: DatasetInfo, field: str) -> None:
-    trained = {source.sha256: source.uri for source in info.sources if source.split == "train"}
+    trained = {source.sha256: source.uri for source in info.sources if source.split == "train" and source.rows}
     for file in files:
         if file.sha256 in trained:
             raise BadConfigError(

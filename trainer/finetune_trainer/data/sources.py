@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
+from finetune_api.rules import UNCLEAR_PATH, plain_path
 from finetune_api.v1alpha1 import Data, Source, TrainingSource
 
 from ..errors import BadConfigError, BadDataError
@@ -50,21 +52,23 @@ class _Found:
 
 
 def fetch_sources(sources: Sequence[Source], field: str, store: ObjectStore, folder: Path) -> tuple[SourceFile, ...]:
-    """All files that the sources name, without duplicates, sorted by address: the order of the list does not matter.
+    """All files that the sources name, each once, sorted by address: the order of the list does not matter.
 
     `field` is the path in the spec for error messages. Raises BadDataError for an address that names no file, and
     BadConfigError if two sources name the same file and have weights.
     """
     found: dict[str, tuple[_Found, int]] = {}
-    owners: dict[str, int] = {}
     for index, source in enumerate(sources):
         for file in _resolve(source.uri, field, store):
-            first = owners.setdefault(_identity(file.uri), index)
-            _check_weights(sources, first, index, file.uri, field)
-            found[file.uri] = (file, first)
+            identity = _identity(file.uri)
+            known, first = found.get(identity, (file, index))
+            reason = f"{source.uri} and {sources[first].uri} both name {file.uri}"
+            check_one_weight(sources, first, index, reason, field)
+            found[identity] = (min(known, file, key=attrgetter("uri")), first)
     folder.mkdir(parents=True, exist_ok=True)
+    in_order = sorted(found.values(), key=lambda entry: entry[0].uri)
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        return tuple(pool.map(lambda uri: _fetch(*found[uri], folder), sorted(found)))
+        return tuple(pool.map(lambda entry: _fetch(*entry, folder), in_order))
 
 
 def _identity(uri: str) -> str:
@@ -72,14 +76,14 @@ def _identity(uri: str) -> str:
     return f"file://{os.path.realpath(uri.removeprefix('file://'))}" if uri.startswith("file://") else uri
 
 
-def _check_weights(sources: Sequence[Source], first: int, second: int, uri: str, field: str) -> None:
-    """Raise BadConfigError if a file belongs to two sources of which one has a weight."""
+def check_one_weight(sources: Sequence[Source], first: int, second: int, reason: str, field: str) -> None:
+    """Raise BadConfigError if one of two sources, which have a file in common, has a weight. `reason` says which."""
     if first == second:
         return
     if any(isinstance(source, TrainingSource) and source.weight != 1 for source in (sources[first], sources[second])):
         raise BadConfigError(
             f"{field}[{second}].uri must not name files of {field}[{first}].uri, because a file has one weight: "
-            f"{sources[second].uri} and {sources[first].uri} both name {uri}",
+            f"{reason}",
             advice=f"exclude the file from one of them, or remove one and set the weight of the other; to train more "
             f"often on a file that is already in {field}[{first}], set a weight above 1 there",
         )
@@ -108,6 +112,8 @@ def _resolve(uri: str, field: str, store: ObjectStore) -> list[_Found]:
     elif uri.startswith("hf://"):
         found = _on_hub(uri)
     else:
+        if written := plain_path(uri):
+            raise BadConfigError(f"{field}: {uri} {UNCLEAR_PATH}", advice=f"write {written}")
         found = [_stored(info, store) for info in store.glob(uri) if not info.uri.endswith("/")]
     if not found:
         raise BadDataError(
