@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from finetune_api.v1alpha1 import AugmentationMethodName, BadRecordAction
 from finetune_trainer.data.augmentation import METHODS, Augmentation, Draw
 from finetune_trainer.data.augmentation import synonyms as synonyms_file
 from finetune_trainer.data.augmentation.step import augment_examples
+from finetune_trainer.data.augmentation.synonym import without_punctuation
 from finetune_trainer.data.augmentation.synonyms import read_synonyms
 from finetune_trainer.data.formats import Example
 from finetune_trainer.data.pipeline import Tally
@@ -57,6 +59,7 @@ def test_dropout_removes_words_but_never_all(text: str, changes: int, left: int)
 def test_swap_keeps_the_words(changes: int) -> None:
     for copy in copies(SWAP, TEXT, changes):
         assert sorted(copy.split()) == sorted(TEXT.split())
+    assert METHODS[SWAP].apply("a b c d e", 3, Draw(5), {}) == "a d c b e"  # a digest must always have the same rows
     moved = [one != other for one, other in zip(TEXT.split(), copies(SWAP, TEXT, 1)[0].split(), strict=True)]
     assert sum(moved) == 2
 
@@ -71,6 +74,43 @@ def test_synonyms_keep_punctuation_and_capitals() -> None:
 @pytest.mark.parametrize("text", ["", "a", "...", "\u00e9\u00e8", "\u4f60\u597d", " x "])
 def test_every_text_has_a_copy(method: AugmentationMethodName, text: str) -> None:
     assert all(isinstance(copy, str) for copy in copies(method, text, 2))
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("fox", ("", "fox", "")),
+        ('("it\'s!")', ('("', "it's", '!")')),
+        ("...", ("...", "", "")),
+        ("", ("", "", "")),
+        ("\u00ab\u00e9t\u00e9\u00bb", ("\u00ab", "\u00e9t\u00e9", "\u00bb")),
+        ("a", ("", "a", "")),
+    ],
+)
+def test_a_word_is_looked_up_without_the_punctuation_around_it(word: str, expected: tuple[str, str, str]) -> None:
+    assert without_punctuation(word) == expected
+
+
+def seconds(method: AugmentationMethodName, text: str, changes: int) -> float:
+    """Of CPU time: the least of three, because other processes delay a single one."""
+    found = []
+    for _ in range(3):
+        started = time.process_time()
+        METHODS[method].apply(text, changes, Draw(1), SYNONYMS)
+        found.append(time.process_time() - started)
+    return min(found)
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "size"),
+    [(SYNONYM, "Chapter{}12", 1_000), (SYNONYM, "{}", 1_000), (SWAP, "{}", 2_000)],
+    ids=["dots within a word", "dots alone", "many words"],
+)
+def test_the_time_is_linear_in_the_length_of_the_text(method: AugmentationMethodName, part: str, size: int) -> None:
+    """A quadratic method needs 64 times as long for a text that is eight times as long."""
+    texts = [part.format((". " if method is SWAP else ".") * length) for length in (size, 8 * size)]
+    short, long = (seconds(method, text, len(text) // 4) for text in texts)
+    assert long < 24 * max(short, 1e-3), (short, long)
 
 
 AUGMENTATION = Augmentation(4, (NOISE, DROPOUT, SWAP, SYNONYM), 0.2, 42, SYNONYMS, "d")

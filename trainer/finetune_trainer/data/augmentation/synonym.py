@@ -10,7 +10,7 @@ from finetune_api.v1alpha1 import AugmentationMethodName
 
 from .base import METHODS, AugmentationMethod, Draw, Words
 
-_CORE = re.compile(r"^(\W*)(.*?)(\W*)$", re.DOTALL)
+_WORD_CHARACTER = re.compile(r"\w")
 
 
 @METHODS.register
@@ -22,21 +22,26 @@ class Synonym(AugmentationMethod):
     def apply(self, text: str, changes: int, draw: Draw, synonyms: Mapping[str, Sequence[str]]) -> str:
         """With synonyms of at most `changes` words."""
         words = Words.of(text)
-        known = [place for place in words.places if _core(words.parts[place])[1].lower() in synonyms]
+        known = [place for place in words.places if without_punctuation(words.parts[place])[1].lower() in synonyms]
         return words.replaced(
             {place: _replaced(words.parts[place], draw, synonyms) for place in draw.sample(known, changes)}
         )
 
 
-def _core(word: str) -> tuple[str, str, str]:
-    """Punctuation, word, punctuation."""
-    found = _CORE.match(word)
-    assert found is not None, "the pattern matches every text"
-    return found[1], found[2], found[3]
+def without_punctuation(word: str) -> tuple[str, str, str]:
+    """Punctuation, word, punctuation. A word without letters and digits is punctuation before an empty word.
+
+    Two searches, because a pattern for all three parts takes time quadratic in the length of, say, `Chapter....12`.
+    """
+    first, last = _WORD_CHARACTER.search(word), _WORD_CHARACTER.search(word[::-1])
+    if first is None or last is None:
+        return word, "", ""
+    end = len(word) - last.start()
+    return word[: first.start()], word[first.start() : end], word[end:]
 
 
 def _replaced(word: str, draw: Draw, synonyms: Mapping[str, Sequence[str]]) -> str:
-    before, core, after = _core(word)
+    before, core, after = without_punctuation(word)
     choices = synonyms[core.lower()]
     chosen = choices[draw.below(len(choices))]
     if core[:1].isupper():

@@ -22,6 +22,7 @@ class WordSwap(AugmentationMethod):
             return text
         found = {place: words.parts[place] for place in places}
         for _ in range(changes):
-            first, second = draw.sample(places, 2)
+            one, other = draw.below(len(places)), draw.below(len(places) - 1)
+            first, second = places[one], places[other + (other >= one)]  # `sample` would copy all places
             found[first], found[second] = found[second], found[first]
         return words.replaced(found)
