@@ -47,6 +47,8 @@ from .v1alpha1.training import SCHEDULE_DEFAULTS, SCHEDULES_WITH
 Entry = TypeVar("Entry")
 _MIN_POLL_SECONDS = 60
 _PER_GPU = " per GPU"
+_ROUNDING = 1e-9
+"""Of the sum of two shares."""
 _MIN_GPU_BYTES, _MAX_GPU_BYTES = 2**30, 2**40
 
 
@@ -605,12 +607,14 @@ def _schedule_options(spec: Spec) -> Iterator[Violation]:
                 f"remove it, or set spec.training.learningRateSchedule to {listed}",
             )
     if training.learning_rate_schedule is Schedule.WARMUP_STABLE_DECAY:
-        warmup = training.warmup.ratio or 0.0
+        warmup, name = training.warmup.ratio or 0.0, "spec.training.warmup.ratio"
+        if training.warmup.steps and training.max_steps:
+            warmup, name = training.warmup.steps / training.max_steps, "spec.training.warmup.steps / maxSteps"
         decay = SCHEDULE_DEFAULTS["decay_ratio"] if options.decay_ratio is None else options.decay_ratio
-        if warmup + decay > 1.0:
+        if 1.0 + _ROUNDING < warmup + decay and warmup < 1.0:
             yield Violation(
                 f"{path}.decayRatio",
-                f"must be at most 1 - spec.training.warmup.ratio, {1.0 - warmup:.3g}, not {decay:g}; lower one of them",
+                f"must be at most 1 - {name}, {1.0 - warmup:.3g}, not {decay:g}; lower one of them",
             )
 
 

@@ -213,6 +213,24 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             },
             "to Linear, Cosine, Polynomial, CosineWithRestarts, WarmupStableDecay or ReduceOnPlateau",
         ),
+        *(
+            (
+                "spec.training",
+                {
+                    "learningRate": 1,
+                    "maxSteps": 10,
+                    "learningRateSchedule": "WarmupStableDecay",
+                    "warmup": {"steps": steps},
+                    "scheduleOptions": {"decayRatio": ratio},
+                },
+                expected and "spec.training.scheduleOptions.decayRatio must be at most " + expected,
+            )
+            for steps, ratio, expected in (
+                (8, 0.9, "1 - spec.training.warmup.steps / maxSteps, 0.2, not 0.9; lower one of them"),
+                (1, 0.91, "1 - spec.training.warmup.steps / maxSteps, 0.9, not 0.91; lower one of them"),
+                *((steps, (10 - steps) / 10, None) for steps in range(10)),
+            )
+        ),
         (
             "spec.training",
             {"learningRate": 1, "learningRateSchedule": "WarmupStableDecay", "warmup": {"ratio": 0.85}},

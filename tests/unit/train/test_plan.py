@@ -50,6 +50,23 @@ def test_a_warmup_longer_than_the_training_gets_a_warning_with_both_numbers() ->
 
 @pytest.mark.parametrize(
     ("training", "warned"),
+    [
+        ({"warmup": {"steps": 18}}, True),
+        ({"warmup": {"steps": 15}, "scheduleOptions": {"decayRatio": 0.5}}, True),
+        ({"warmup": {"steps": 16}}, False),  # of 21 steps, the last 5 decay
+        ({"warmup": {"ratio": 0.5}, "scheduleOptions": {"decayRatio": 0.5}}, False),  # cut by rounding alone
+        ({"warmup": {"steps": 1000}}, False),  # has another warning
+    ],
+)
+def test_a_decay_that_the_warmup_shortens_gets_a_warning(training: dict[str, Any], warned: bool) -> None:
+    plan = training_plan(train_config(training={"learningRateSchedule": "WarmupStableDecay", **training}))
+    assert ["the decay is shorter than" in warning for warning in plan.warnings if "reaches" not in warning] == [
+        True
+    ] * warned
+
+
+@pytest.mark.parametrize(
+    ("training", "warned"),
     [({}, True), ({"warmup": {"steps": 2}}, False), ({"epochs": 1000}, False)],
     ids=["no warmup", "a warmup", "long enough without one"],
 )

@@ -46,6 +46,14 @@ class TrainingPlan:
                 f"the learning rate never reaches spec.training.learningRate: the warmup has {self.warmup_steps} steps "
                 f"and the whole training {self.total_steps}; lower spec.training.warmup.steps below {self.total_steps}",
             )
+        steps = self.total_steps - self.warmup_steps
+        decay = resolved_options(self.options)["decay_ratio"] * self.total_steps
+        # A step less is due to rounding.
+        if self.schedule is Schedule.WARMUP_STABLE_DECAY and steps <= decay - 1:
+            return (
+                f"the decay is shorter than spec.training.scheduleOptions.decayRatio: it should have {decay:.3g} of "
+                f"{self.total_steps} steps, and the warmup leaves {steps}; lower one of them",
+            )
         last = self.rate_factor(self.total_steps - 1)
         if self.schedule is Schedule.INVERSE_SQRT and not self.warmup_steps and last > _HARDLY_LOWER:
             return (
@@ -53,7 +61,6 @@ class TrainingPlan:
                 f"after {self.total_steps} steps it is still {last:.0%} of its peak; set spec.training.warmup",
             )
         cycles = resolved_options(self.options)["cycles"]
-        steps = self.total_steps - self.warmup_steps
         if self.schedule is Schedule.COSINE_WITH_RESTARTS and steps < 2 * cycles:
             return (
                 f"the learning rate hardly decays: {cycles} cycles of spec.training.learningRateSchedule "
