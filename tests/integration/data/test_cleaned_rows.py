@@ -159,6 +159,30 @@ def test_a_rule_that_does_not_fit_the_detected_format_is_refused(place, models) 
     assert "spec.data.cleaning.redact must not have Phone with the format TokenClassification" in str(caught.value)
 
 
+def test_held_out_records_that_redaction_empties_are_kept_with_a_remark(place, models) -> None:
+    rows = classified(40)
+    empty = [{"text": f"jo{number}@example.com", "label": rows[0]["label"]} for number in range(3)]
+    data = {
+        "train": [{"uri": place.put("a.jsonl", jsonl([*rows, *empty[:2]]))}],
+        "validation": {"fraction": 0},
+        "test": {"sources": [{"uri": place.put("t.jsonl", jsonl([*rows[:8], *empty]))}]},
+        "cleaning": {"redact": ["Email"]},
+    }
+    prepared = place.prepare(models["bert"], data)
+    info = read_dataset_info(place.store, prepared.dataset_uri)
+    assert (info.dropped, info.counts.test) == ({"redaction": 2}, 11)
+    remark = (
+        "redaction left 3 records of the validation and test files with nothing but placeholders: they are kept, and "
+        "make the metrics less reliable; remove them from the files"
+    )
+    assert remark in info.remarks
+    assert remark in prepared.notes
+    whole = place.prepare(
+        models["bert"], data | {"test": {"sources": [{"uri": place.put("u.jsonl", jsonl(rows[:8]))}]}}
+    )
+    assert not any("placeholders" in text for text in read_dataset_info(place.store, whole.dataset_uri).remarks)
+
+
 FILTERED = {
     "languages": ["en"],
     "quality": {"minWords": 8, "maxDuplicateLines": 0.9, "maxDuplicateLineChars": 0.9},

@@ -93,6 +93,8 @@ class Tally:
         self.examples += later.examples[: MOST_EXAMPLES - len(self.examples)]
 
 
+EMPTIED_HELD_OUT = "held-out records emptied"
+"""Count of a step on texts with `is_emptied`."""
 COMPARED, REMOVED = "training rows compared", "training rows removed"
 """Counts of a step on features."""
 
@@ -191,7 +193,7 @@ class DataStep:
     fraction of the training files. If not, the step runs before fractions are held out."""
     is_emptied: Callable[[Any, Sequence[str]], bool] | None = None
     """Only for texts. (parameters, changed texts of a record) -> whether nothing is left to learn from. Such training
-    records are dropped."""
+    records are dropped, and such records of held-out files are counted."""
     shown: Callable[[str, str], str | None] = shown_change
     """Only for texts. (text, changed text) -> the example in the report; None: the record is not shown."""
 
@@ -266,9 +268,11 @@ def change_texts(
             continue
         if len(tally.examples) < MOST_EXAMPLES and (text := shown(*different)) is not None:
             tally.show(record.place, text)
-        if is_emptied is not None and tally.in_training and is_emptied([after for _, after in texts]):
-            tally.dropped += 1
-            continue
+        if is_emptied is not None and is_emptied([after for _, after in texts]):
+            if tally.in_training:
+                tally.dropped += 1
+                continue
+            tally.counts[EMPTIED_HELD_OUT] += 1
         tally.changed += 1
         yield Record(values, record.place)
 
