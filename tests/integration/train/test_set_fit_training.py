@@ -2,6 +2,7 @@
 
 import pytest
 
+from finetune_trainer.run_record import read_chosen_rate
 from training_harness import TrainingHarness
 
 SET_FIT = {"kind": "bert", "method": {"setFit": {}}, "evaluation": {"everySteps": 5}}
@@ -25,3 +26,19 @@ def test_losses_do_not_depend_on_micro_batches_and_workers(harness: TrainingHarn
     accuracy = [entry["eval_accuracy"] for entry in harness.training_log(one) if "eval_accuracy" in entry]
     assert accuracy[-1] == 1.0
     assert all(attempt.message.trained is not None for attempt in attempts)
+
+
+def test_without_a_learning_rate_the_default_of_the_method_is_used_without_a_test(harness: TrainingHarness) -> None:
+    """The loss of pairs does not say which rate gives the best classifier."""
+    config = harness.config("pairs-rate", world=1, training={"learningRate": None, "maxSteps": 5}, **SET_FIT)
+    progress = harness.finish(config).message.progress
+    assert progress is not None
+    assert progress.chosen_learning_rate == 2e-5
+    chosen = read_chosen_rate(harness.store, config)
+    assert chosen is not None
+    assert chosen.losses == ()
+    note = (
+        "the learning rate is 2e-05, the default of the method, because a range test would use the loss of pairs of "
+        "texts, which does not say which rate gives the best classifier; set spec.training.learningRate to use another"
+    )
+    assert any(warning.startswith(note) for warning in progress.warnings), progress.warnings

@@ -102,7 +102,7 @@ def test_every_method_has_a_documented_default_rate_within_the_tested_ones(name:
     (row,) = [line for line in PAGE.read_text().splitlines() if line.startswith("|") and f"`{name}`" in line]
     rates = rates_to_test(default, MAX_STEPS)
     found = [float(word) for word in row.replace("|", " ").split() if word[0].isdigit()]
-    assert found == pytest.approx([default, rates[0], rates[-1]])
+    assert found == pytest.approx([default] if METHODS[name].no_range_test else [default, rates[0], rates[-1]])
     assert len(rates) == MAX_STEPS
     assert list(rates) == sorted(rates)
     assert rates[0] < default < rates[-1] <= 1.0

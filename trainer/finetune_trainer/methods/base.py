@@ -118,6 +118,8 @@ class FineTuningMethod(ABC, Generic[Block]):
     default_learning_rate: ClassVar[float] = 2e-5
     """Learning rate if `spec.training.learningRate` is absent and a range test finds none. The test covers the rates
     around it, see `learning_rate.rates_to_test`."""
+    no_range_test: ClassVar[str] = ""
+    """Why the default learning rate is used without a range test. Empty: the rate is tested."""
 
     @abstractmethod
     def parameters(self, sizes: ModelSizes, block: Block) -> ParameterCounts:

@@ -63,6 +63,9 @@ class SetFitMethod(FineTuningMethod[SetFit]):
     title = "SetFit"
     is_adapter = False
     saves_memory = False  # it trains something else than the methods that it could replace
+    no_range_test = (
+        "a range test would use the loss of pairs of texts, which does not say which rate gives the best classifier"
+    )
     max_examples = 2_000  # each validation computes them all, without looking at a stop request
 
     def parameters(self, sizes: ModelSizes, block: SetFit) -> ParameterCounts:

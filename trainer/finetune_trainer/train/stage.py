@@ -331,7 +331,10 @@ class _Attempt:
 
     def _chosen_rate(self, parts: Parts, base: Path, pruning: PruningRecord | None) -> ChosenRate:
         """Test learning rates with a model and an engine that are discarded. Collective."""
-        default = METHODS[self.config.spec.method.name].default_learning_rate
+        method = METHODS[self.config.spec.method.name]
+        default = method.default_learning_rate
+        if method.no_range_test:
+            return ChosenRate(learning_rate=default, default_reason=method.no_range_test)
         steps = steps_of_test(parts.plan.steps_per_epoch)
         if not steps:
             return ChosenRate(learning_rate=default, default_reason=too_small(parts.plan.steps_per_epoch))
