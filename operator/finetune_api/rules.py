@@ -611,7 +611,7 @@ def _schedule_options(spec: Spec) -> Iterator[Violation]:
         if training.warmup.steps and training.max_steps:
             warmup, name = training.warmup.steps / training.max_steps, "spec.training.warmup.steps / maxSteps"
         decay = SCHEDULE_DEFAULTS["decay_ratio"] if options.decay_ratio is None else options.decay_ratio
-        if 1.0 + _ROUNDING < warmup + decay and warmup < 1.0:
+        if warmup + decay > 1.0 + _ROUNDING and warmup < 1.0:
             yield Violation(
                 f"{path}.decayRatio",
                 f"must be at most 1 - {name}, {1.0 - warmup:.3g}, not {decay:g}; lower one of them",
@@ -643,7 +643,7 @@ def _holdouts(spec: Spec) -> Iterator[Violation]:
                 f"spec.data.{name}.stratify",
                 "must be absent without fraction, because separate files are not split; remove it",
             )
-        yield from _grouping(name, holdout)
+        yield from _grouping(name, holdout, spec)
         for index, source in enumerate(holdout.sources or ()):
             advice = "name other files, or remove sources and write fraction: 0.1"
             yield from _not_trained_on(spec, source.uri, f"spec.data.{name}.sources[{index}].uri", advice)
@@ -665,9 +665,15 @@ def _holdouts(spec: Spec) -> Iterator[Violation]:
         )
 
 
-def _grouping(name: str, holdout: Holdout) -> Iterator[Violation]:
+def _grouping(name: str, holdout: Holdout, spec: Spec) -> Iterator[Violation]:
     if holdout.group_by is None:
         return
+    if spec.data.format is DataFormat.CLASSIFICATION and holdout.group_by == (spec.data.columns.label or "label"):
+        yield Violation(
+            f"spec.data.{name}.groupBy",
+            f"must not be the column of the labels, {holdout.group_by}, because all records of a label would be in one "
+            "split, and the labels of the others could not be learned; remove it, or name another column",
+        )
     if not holdout.fraction:
         yield Violation(
             f"spec.data.{name}.groupBy",

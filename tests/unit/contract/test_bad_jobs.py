@@ -303,6 +303,25 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             {"sources": [{"uri": "s3://bucket/t.jsonl"}], "stratify": True},
             "spec.data.test.stratify must be absent without fraction",
         ),
+        *(
+            (
+                "spec.data",
+                CLASSIFIED
+                | {"columns": columns}
+                | {name: {"fraction": 0.1, "groupBy": column} for name in ("validation", "test")},
+                expected,
+            )
+            for columns, column, expected in (
+                (
+                    {},
+                    "label",
+                    "spec.data.test.groupBy must not be the column of the labels, label, because all records",
+                ),
+                ({"label": "kind"}, "kind", "spec.data.validation.groupBy must not be the column of the labels, kind"),
+                ({"label": "kind"}, "label", None),
+                ({}, "text", None),
+            )
+        ),
         (
             "spec.data.test",
             {"sources": [{"uri": "s3://bucket/t.jsonl"}], "groupBy": "user"},
