@@ -106,6 +106,29 @@ def test_a_vocabulary_that_adds_nothing_is_refused(place, llama, data):
         place.prepare(llama, data, model=model_block(llama, add=["the", "and"]))
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_an_added_word_that_no_training_record_has_gets_a_warning(place, models, kind):
+    """Also if a held-out record has it."""
+    rows = [{**row, "label": "ab"[number % 2]} for number, row in enumerate(reports())]
+    data = {
+        "train": [{"uri": place.put("a.jsonl", jsonl(rows))}],
+        "validation": {"fraction": 0.2},
+        "format": "Classification" if kind == "bert" else "Text",
+    }
+    held_out = [{"text": f"{word} nephritis", "label": "a"} for word in TERMS]
+    data["test"] = {"sources": [{"uri": place.put("test.jsonl", jsonl(held_out))}]}
+    unused, all_used = (
+        place.prepare(models[kind], data, model=model_block(models[kind], add=words))
+        for words in (["nephritis", TERMS[0], "xenograft"], [*TERMS])
+    )
+    (warning,) = [text for text in unused.warnings if "vocabulary" in text]
+    assert warning == (
+        "spec.model.vocabulary.add: no row of the training split has 'nephritis', 'xenograft', so the new embeddings "
+        "are not trained; remove the words, or add records with them"
+    )
+    assert not [text for text in all_used.warnings if "vocabulary" in text]
+
+
 def test_prompts_and_special_tokens_are_read_by_the_stored_tokenizer(place, llama, data):
     prepared = place.prepare(llama, data, model=model_block(llama, add=list(TERMS)))
     folder = place.folder / "stored"

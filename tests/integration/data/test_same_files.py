@@ -84,7 +84,9 @@ def test_equal_files_are_read_once_and_have_one_weight(place, bert, tmp_path, ki
     prepared = place.prepare(bert, {"train": sources(one, other)} | NO_SPLITS)
     assert prepared.counts.train == len(ROWS)
     assert len(read_dataset_info(place.store, prepared.dataset_uri).sources) == 1
-    said = [text for text in prepared.warnings if text.endswith("is read once; to train more often on it, set a weight")]
+    said = [
+        text for text in prepared.warnings if text.endswith("is read once; to train more often on it, set a weight")
+    ]
     assert len(said) == (kind in ("hard link", "copy in storage")), prepared.warnings
     with pytest.raises(BadConfigError) as refusal:
         place.prepare(bert, {"train": [{"uri": one}, {"uri": other, "weight": 0.5}]} | NO_SPLITS)

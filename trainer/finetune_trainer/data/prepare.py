@@ -34,7 +34,7 @@ from ..model.quantize import quantizable
 from ..model.quantize_check import check_quantization
 from ..model.quantized_formats import check_quantized_exports
 from ..model.tokenizer import check_special_tokens, embedding_too_small, load_tokenizer, tokenizer_digest
-from ..model.vocabulary import Extension, Forms, choose_tokens, note_of, write_extended
+from ..model.vocabulary import Extension, Forms, choose_tokens, note_of, unused_note, write_extended
 from ..model.weights import WeightPlan, plan_weights
 from ..progress import ProgressReporter
 from ..run_record import record_run
@@ -144,10 +144,16 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
     info, reused = _read_or_build(config, inputs, steps, digest, store, runtime, report)
     _check_dataset(spec, info, plan, tokenizer)
     regression_tokens = _prepare_regression_sets(spec, info, plan, tokenizer, store, runtime, report)
-    warnings = file_warnings + _model_warnings(config, plan, _labeled_plan(spec, model.path, task, info.labels))
+    vocabulary, unused = _vocabulary(
+        extension, base, spec, dataset_uri, longest_allowed(_NO_LIMIT, facts, tokenizer), store, runtime
+    )
+    warnings = (
+        *file_warnings,
+        *_model_warnings(config, plan, _labeled_plan(spec, model.path, task, info.labels)),
+        *unused,
+    )
     for text in (*info.remarks, *warnings):
         report.warn(text)
-    vocabulary = _vocabulary(extension, base, dataset_uri, longest_allowed(_NO_LIMIT, facts, tokenizer), store, runtime)
     batching, batching_note = choose_batching(config, info, facts.parameters, task)
     prepared = Prepared(
         dataset_uri=dataset_uri,
@@ -343,20 +349,25 @@ def _read_or_build(
 def _vocabulary(
     extension: Extension | None,
     original: _Base,
+    spec: Spec,
     dataset_uri: str,
     positions: int,
     store: ObjectStore,
     runtime: RuntimeEnv,
-) -> ExtendedVocabulary | None:
+) -> tuple[ExtendedVocabulary | None, tuple[str, ...]]:
+    """What the new tokens change, and warnings about words that the training split does not have."""
     if extension is None:
-        return None
+        return None, ()
     rows = TokenDataset.open(store, dataset_uri, "train", runtime.cache)
-    return ExtendedVocabulary(
+    made = ExtendedVocabulary(
         added=len(extension.tokens.tokens),
         original_digest=original.model.digest,
         positions=positions if positions < _NO_LIMIT else None,
         tokens_per_word=tokens_per_word(rows, extension.tokenizer, BaseTokens(extension.base, extension.tokens.pieces)),
     )
+    words = spec.model.vocabulary.add if spec.model.vocabulary else ()
+    unused = unused_note(extension, words, rows.occurring(extension.tokens.pieces)) if words else ""
+    return made, (unused,) if unused else ()
 
 
 def _vocabulary_notes(vocabulary: ExtendedVocabulary | None, extension: Extension | None, uri: str) -> tuple[str, ...]:

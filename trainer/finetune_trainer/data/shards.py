@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
@@ -163,6 +164,14 @@ class TokenDataset:
         if not self._shards or "documents" not in self._shards[0]:
             return np.arange(len(self), dtype=np.int64)
         return np.concatenate([shard["documents"] for shard in self._shards])
+
+    def occurring(self, tokens: Collection[int]) -> set[int]:
+        """Which of these tokens are in a row. Reads all rows."""
+        found: set[int] = set()
+        for shard in self._shards:
+            is_one = np.isin(shard["tokens"], list(tokens))
+            found.update(np.unique(shard["tokens"][is_one]).tolist())
+        return found
 
     @property
     def masking(self) -> Masking | None:

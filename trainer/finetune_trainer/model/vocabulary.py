@@ -234,6 +234,20 @@ def note_of(extension: Extension, uri: str) -> str:
     return f"{_FIELD}.add: {_are_known(extension.known)} in the vocabulary of {uri}"
 
 
+def unused_note(extension: Extension, words: Collection[str], occurring: Collection[int]) -> str:
+    """A warning about words of the spec that are no token of a training row; empty: all are. `occurring` are the new
+    tokens that are."""
+    used = {token.text.strip() for token in extension.tokens.tokens if token.id in occurring}
+    added = {token.text.strip() for token in extension.tokens.tokens}
+    unused = [word for word in words if word in added - used]
+    if not unused:
+        return ""
+    return (
+        f"{_FIELD}.add: no row of the training split has {_named(unused)}, so the new embeddings are not trained; "
+        "remove the words, or add records with them"
+    )
+
+
 def _are_known(words: Sequence[str]) -> str:
     """`'the' is`, `'the', 'a' are`."""
     return f"{_named(words)} {'are' if len(words) > 1 else 'is'}"
