@@ -29,6 +29,19 @@ def test_all_stages_agree_on_the_loss_of_every_step(harness: TrainingHarness) ->
         assert log == pytest.approx(logs[0], rel=1e-5)
 
 
+def test_losses_do_not_depend_on_the_micro_batch(harness: TrainingHarness) -> None:
+    """Texts have different numbers of tokens: a mean over each micro-batch would give other losses."""
+    logs = []
+    for micro in (1, 2, 4):
+        training = {"maxSteps": 4, "epochs": None}
+        config = harness.config(f"micro-{micro}", kind="llama", world=1, micro=micro, training=training)
+        harness.finish(config)
+        logs.append(harness.losses(config))
+    assert len(logs[0]) == 4
+    for log in logs[1:]:
+        assert log == pytest.approx(logs[0], rel=1e-5)
+
+
 def test_a_base_without_gradient_checkpointing_is_trained_and_its_rows_follow_their_labels(
     harness: TrainingHarness, tmp_path: Path
 ) -> None:

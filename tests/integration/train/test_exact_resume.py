@@ -38,10 +38,14 @@ CASES = [
         (2, "full", "llama-vocabulary"),
         (3, "full", "llama-vocabulary"),
         (2, "lora", "llama-vocabulary"),
+        (2, "promptTuning", "llama-dropout"),
+        (2, "promptTuning-text", "llama"),
         (3, "promptTuning-text", "llama"),
         (2, "prefixTuning", "llama-dropout"),
+        (2, "prefixTuning-projection", "llama"),
         (3, "prefixTuning-projection", "llama"),
         (2, "pTuning", "llama-dropout"),
+        (2, "pTuning-LSTM", "llama"),
         (3, "pTuning-LSTM", "llama"),
     ]
 ]

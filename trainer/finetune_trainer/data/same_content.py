@@ -33,8 +33,9 @@ def read_once(
         if first is file or not _has_records(file):
             continue
         reason = f"{file.uri} has the content of {first.uri}"
-        check_one_weight(sources, *sorted((first.source, file.source)), reason, field)
-        kept[key] = replace(first, source=min(first.source, file.source))
+        one, other = sorted((first.source, file.source))
+        check_one_weight(sources, one, other, reason, field)
+        kept[key] = replace(first, source=one)
         copies.append(reason)
     if not copies:
         return tuple(kept.values()), ()

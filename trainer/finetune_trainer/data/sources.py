@@ -68,7 +68,7 @@ def fetch_sources(sources: Sequence[Source], field: str, store: ObjectStore, fol
     folder.mkdir(parents=True, exist_ok=True)
     in_order = sorted(found.values(), key=lambda entry: entry[0].uri)
     with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        return tuple(pool.map(lambda entry: _fetch(*entry, folder), in_order))
+        return tuple(pool.map(lambda entry: _fetch(entry[0], entry[1], folder), in_order))
 
 
 def _identity(uri: str) -> str:
