@@ -182,7 +182,7 @@ class Training(ApiModel, scope=Scope.RUN):
 
     learning_rate: Annotated[float, Field(ge=1e-12, le=10.0)] | None = None
     """Peak learning rate. Common values are 2e-5 for a full fine-tune and 2e-4 for LoRA. Absent: a test with a rising
-    rate chooses it before the first step, and `status.run.resolved.learningRate` shows it."""
+    rate chooses it before the first step, and `status.run.resolved.learningRate` shows it; with `setFit`, 2e-5."""
 
     learning_rate_schedule: Schedule = Schedule.LINEAR
     """The learning rate after the warmup. Constant stays at the peak. Linear, Cosine and Polynomial decay to
