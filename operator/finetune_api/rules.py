@@ -94,6 +94,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _few_shot,
         _weights,
         _augmentation,
+        _train_on_inputs,
         _batch,
         _fewest_workers,
         _early_stopping,
@@ -850,6 +851,25 @@ def _augmentation(spec: Spec) -> Iterator[Violation]:
             if is_missing
             else "must be absent without the method Synonym; remove it, or add the method",
         )
+
+
+FORMATS_WITH_PROMPTS = (DataFormat.INSTRUCTION, DataFormat.CHAT)
+"""Formats of which only the answers carry loss, unless `data.trainOnInputs` is set."""
+
+
+def _train_on_inputs(spec: Spec) -> Iterator[Violation]:
+    data_format = spec.data.format
+    if not spec.data.train_on_inputs or data_format in (None, *FORMATS_WITH_PROMPTS):
+        return
+    reason = (
+        "of which every token carries loss anyway"
+        if data_format is DataFormat.TEXT
+        else "whose targets are labels instead of tokens"
+    )
+    yield Violation(
+        "spec.data.trainOnInputs",
+        f"must be absent or false for the format {data_format}, {reason}; remove it",
+    )
 
 
 def _batch(spec: Spec) -> Iterator[Violation]:

@@ -210,6 +210,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "train": [{"uri": "s3://{bucket}/instructions.jsonl"}],
             "format": "Instruction",
             "columns": {"prompt": "ask", "completion": "answer"},
+            "trainOnInputs": False,
         },
         "method": {"full": {"pruning": {"algorithm": "DropLayers", "layers": 1}}},
         "training": {
@@ -362,6 +363,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "train": [{"uri": "s3://{bucket}/chats.jsonl", "weight": 1.5}],
             "format": "Chat",
             "columns": {"messages": "transitions"},
+            "trainOnInputs": True,
         },
         "method": {"lora": {"variant": "RsLoRA", "init": "Kaiming", "learningRateRatio": 4}},
         "training": {

@@ -295,6 +295,11 @@ class Data(ApiModel, scope=Scope.DATA):
     columns: Columns = Columns()
     """Names of the columns that differ from the usual names."""
 
+    train_on_inputs: bool = False
+    """Whether all tokens of an Instruction or Chat record carry loss, in all splits: also the prompt, the messages of
+    users, systems and tools, and what the chat template adds. false: only the answers. The losses and perplexities of
+    a run with true cannot be compared with those of a run with false. Instruction and Chat only."""
+
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
     """Tokens per row. A longer document of the format Text is divided into several rows; other examples are
     truncated, and the dropped tokens are counted. Limited to the maximum length of the model."""

@@ -11,8 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from finetune_api.v1alpha1 import Task
 from finetune_trainer.data.info import read_dataset_info
+from finetune_trainer.errors import BadConfigError
 from finetune_trainer.model.tokenizer import load_tokenizer
+from finetune_trainer.tasks import IGNORED, TASKS
+from finetune_trainer.train.rows import PackedRows
 from prepare_fixture import PrepareFixture
 from rows import chats, classified, jsonl
 
@@ -182,3 +186,33 @@ def test_rows_and_their_order_do_not_change(place, models, case):
     held_out = {split: {"sources": uris[split]} for split in ("validation", "test") if split in uris}
     prepared = place.prepare(models[model], {"train": uris["train"]} | held_out | data)
     assert rows_digest(place, prepared, models[model]) == EXPECTED[case]
+
+
+def test_training_on_inputs_changes_the_digest_and_the_labels_of_padded_and_packed_rows(place, models):
+    """The digests of the other cases show that the default changes nothing."""
+    uri = place.put("c.jsonl", jsonl(chats(24)))
+    tokenizer = load_tokenizer(models["llama"])
+    digests, texts = set(), {}
+    for wanted in (None, False, True):
+        data = {"train": [{"uri": uri}]} | ({} if wanted is None else {"trainOnInputs": wanted})
+        prepared = place.prepare(models["llama"], data)
+        digests.add(prepared.dataset_digest)
+        rows = place.open(prepared)
+        padded = TASKS[Task.CAUSAL_LM].collate([rows[0], rows[1]], pad_token_id=0)["labels"]
+        packed = TASKS[Task.CAUSAL_LM].collate([PackedRows(rows, Task.CAUSAL_LM)[(0, 1)]], pad_token_id=0)["labels"]
+        texts[wanted] = [
+            tokenizer.decode([label for label in labels.flatten().tolist() if label != IGNORED])
+            for labels in (padded, packed)
+        ]
+        whole = tokenizer.decode([token for row in (rows[0], rows[1]) for token in row["input_ids"].tolist()])
+    assert len(digests) == 2
+    assert texts[None] == texts[False] != texts[True]
+    assert texts[True][0] == whole
+    assert "<|im_start|>user" in whole
+    assert "<|im_start|>user" not in texts[False][0]
+
+
+def test_training_on_inputs_is_refused_for_a_format_that_is_detected(place, bert):
+    uri = place.put("a.jsonl", jsonl(classified(30)))
+    with pytest.raises(BadConfigError, match=r"spec.data.trainOnInputs must be absent or false for the format Classif"):
+        place.prepare(bert, {"train": [{"uri": uri}], "trainOnInputs": True})

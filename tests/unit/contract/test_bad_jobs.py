@@ -353,6 +353,22 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
         ("spec.data.cleaning", {"languages": ["en_US"]}, 'such as en or de, not "en_US": write en'),
         ("spec.data.cleaning", {"languages": ["DE"]}, 'such as en or de, not "DE": write de'),
         ("spec.data.cleaning", {"quality": {}}, None),
+        ("spec.data", {**TEXTS, "format": None, "trainOnInputs": True}, None),
+        ("spec.data", {**TEXTS, "format": "Instruction", "trainOnInputs": True}, None),
+        ("spec.data", {**TEXTS, "format": "Chat", "trainOnInputs": True}, None),
+        ("spec.data", {**TEXTS, "trainOnInputs": False}, None),
+        (
+            "spec.data",
+            {**TEXTS, "trainOnInputs": True},
+            "spec.data.trainOnInputs must be absent or false for the format Text, of which every token carries loss "
+            "anyway; remove it",
+        ),
+        (
+            "spec.data",
+            {**CLASSIFIED, "trainOnInputs": True},
+            "spec.data.trainOnInputs must be absent or false for the format Classification, whose targets are labels "
+            "instead of tokens; remove it",
+        ),
         ("spec.data", {**TEXTS, "cleaning": {"quality": {"minWords": 5}, "maxChars": 9, "languages": ["en"]}}, None),
         (
             "spec.data",

@@ -138,6 +138,58 @@ def test_rows_whose_answer_is_beyond_the_maximum_length_are_dropped_and_counted(
     assert counts.tokens == counts.dropped_tokens + len(rows[0][0])
 
 
+def on_inputs(data_format: DataFormat, template: str | None, **options) -> tuple[Formatter, object]:
+    tokenizer = tiny_models.tiny_tokenizer(template, **options)
+    wanted = data(data_format).model_copy(update={"train_on_inputs": True})
+    return make_formatter(data_format, wanted, tokenizer, "s3://bucket/model"), tokenizer
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_whole_conversation_carries_loss_when_trained_on_inputs(name):
+    template = TEMPLATES[name][0]
+    formatter, tokenizer = on_inputs(DataFormat.CHAT, template)
+    system = [] if name == "mistral" else [SYSTEM]
+    record = {"messages": [*system, USER, ANSWER, *MORE]}
+    example = formatter(record, PLACE)
+    assert example.text == chat_formatter(template)[0](record, PLACE).text
+    assert learnt(formatter, tokenizer, record) == [example.text]
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "text"),
+    [
+        (tiny_models.CHATML, {}, "<|im_start|>user\nAdd<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"),
+        (None, {"adds_bos": True}, "<s>Add\n\n4</s>"),
+    ],
+)
+def test_prompt_and_completion_carry_loss_when_trained_on_inputs(template, options, text):
+    formatter, tokenizer = on_inputs(DataFormat.INSTRUCTION, template, **options)
+    assert learnt(formatter, tokenizer, {"prompt": "Add", "completion": "4"}) == [text]
+
+
+def test_a_prompt_that_fills_a_row_is_learned_when_trained_on_inputs():
+    formatter, tokenizer = on_inputs(DataFormat.CHAT, tiny_models.CHATML)
+    record = {"messages": [USER | {"content": "why? " * 50}, ANSWER]}
+    rows, counts = tokenized([formatter(record, PLACE)], tokenizer, Task.CAUSAL_LM, max_length=60)
+    ((tokens, loss),) = rows
+    assert (len(tokens), loss.all()) == (60, True)
+    assert (counts.truncated, counts.without_loss) == (1, 0)
+
+
+def test_a_template_that_hides_the_answer_can_be_trained_on_inputs():
+    formatter, tokenizer = on_inputs(DataFormat.CHAT, tiny_models.SHOUTS)
+    assert learnt(formatter, tokenizer, {"messages": [USER, ANSWER]}) == ["2WHAT IS 2+2?\n2IT IS 4.\n"]
+
+
+def test_omitted_reasoning_is_reported_when_trained_on_inputs():
+    formatter, _ = on_inputs(DataFormat.CHAT, tiny_models.QWEN3)
+    thought = ANSWER | {"content": "<think>\nadd both\n</think>\n\nIt is 4."}
+    formatter({"messages": [USER, thought, *MORE]}, PLACE)
+    assert formatter.remarks() == (
+        "the chat template omits the reasoning of 1 assistant turns; their answers carry loss",
+    )
+
+
 def test_a_classified_text_is_truncated_to_the_maximum_length_with_its_special_tokens():
     tokenizer = tiny_models.tiny_tokenizer(adds_bos=True)
     formatter = Formatter(DataFormat.CLASSIFICATION, Columns())

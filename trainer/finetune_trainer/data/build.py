@@ -189,6 +189,8 @@ def format_step(action: BadRecordAction, formatter: Formatter) -> Step:
     }
     if formatter.renderer is not None:
         parameters["template date"] = TEMPLATE_DATE.isoformat()
+    if formatter.train_on_inputs:
+        parameters["trains on inputs"] = True
     version = FORMATS[formatter.data_format].version
     return Step("format", version, parameters, functools.partial(format_records, formatter), formatter.remarks)
 

@@ -15,6 +15,8 @@ The placeholders also show which messages a template omits.
 Some templates render reasoning only for the last turn. An earlier turn of such a template carries no loss, because it
 would train the model to answer without reasoning. `ChatRenderer.remarks` counts these turns, and the turns that a
 template marks only in part.
+
+With `spec.data.trainOnInputs` the whole conversation carries loss, and no spans are searched for.
 """
 
 import functools
@@ -67,8 +69,10 @@ class ChatRenderer:
         variables: frozenset[str] = frozenset(),
         begin: str = "",
         today: date = TEMPLATE_DATE,
+        everything_carries_loss: bool = False,
     ) -> None:
         self._marked = marked
+        self._everything_carries_loss = everything_carries_loss
         self._render = render
         self._variables = variables
         self._begin = begin
@@ -93,6 +97,10 @@ class ChatRenderer:
         places = self._places(messages, values, text)
         rewritten = self.counts["reasoning rewritten"]
         self.counts.update(f"{_UNUSED}{name}" for name in values if name not in self._variables)
+        if self._everything_carries_loss:
+            answers = [message for message in messages if message["role"] == "assistant"]
+            self.counts["reasoning left out"] += sum(reasoning not in text for reasoning in map(_reasoning, answers))
+            return text, ((0, len(text)),)
         if self._marked:
             spans = [self._through_end_token(text, start, end) for start, end in marked if end > start]
             self._count_reasoning(messages, text, spans)
@@ -606,8 +614,12 @@ def _fold_system(messages: list[Message]) -> list[Message]:
     return [rest[0] | {"content": "\n\n".join(contents)}, *rest[1:]]
 
 
-def renderer_of(tokenizer: Any, today: date = TEMPLATE_DATE) -> ChatRenderer | None:
+def renderer_of(
+    tokenizer: Any, today: date = TEMPLATE_DATE, *, everything_carries_loss: bool = False
+) -> ChatRenderer | None:
     """Return the renderer of a transformers tokenizer; None if it has no chat template.
+
+    `everything_carries_loss`: also the parts of a conversation that the assistant does not write.
 
     Raises ModelUnusableError for a template that cannot be compiled or whose output is random.
     """
@@ -616,13 +628,13 @@ def renderer_of(tokenizer: Any, today: date = TEMPLATE_DATE) -> ChatRenderer | N
         templates = {"default": templates}
     if not templates.get("default"):
         return None
-    renderer = _renderer(tokenizer, templates["default"], today)
+    renderer = _renderer(tokenizer, templates["default"], today, everything_carries_loss)
     if templates.get("tool_use"):
-        renderer.for_tools = _renderer(tokenizer, templates["tool_use"], today)
+        renderer.for_tools = _renderer(tokenizer, templates["tool_use"], today, everything_carries_loss)
     return renderer
 
 
-def _renderer(tokenizer: Any, template: str, today: date) -> ChatRenderer:
+def _renderer(tokenizer: Any, template: str, today: date, everything_carries_loss: bool) -> ChatRenderer:
     marked = _MARKER.search(template) is not None
     variables = _variables(template)
     render = functools.partial(_render, template, marked, dict(tokenizer.special_tokens_map), today)
@@ -634,6 +646,7 @@ def _renderer(tokenizer: Any, template: str, today: date) -> ChatRenderer:
         variables=variables,
         begin=tokenizer.bos_token or "",
         today=today,
+        everything_carries_loss=everything_carries_loss,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
-from finetune_api.rules import limiting_memory, memory_fingerprint, task_of, violations
+from finetune_api.rules import FORMATS_WITH_PROMPTS, limiting_memory, memory_fingerprint, task_of, violations
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import NEW_TOKEN_ZERO_STAGES, QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
 from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
@@ -649,7 +649,11 @@ def make_formatter(
     Raises ModelUnusableError if the format needs a chat template and the model has none or an invalid one.
     """
     form = FORMATS[data_format]
-    renderer = None if form.template is TemplateUse.NEVER else renderer_of(tokenizer, today)
+    # A set of `regressionSets` may have a format without prompts.
+    on_inputs = data.train_on_inputs and data_format in FORMATS_WITH_PROMPTS
+    renderer = (
+        None if form.template is TemplateUse.NEVER else renderer_of(tokenizer, today, everything_carries_loss=on_inputs)
+    )
     if form.template is TemplateUse.REQUIRED and renderer is None:
         raise ModelUnusableError(
             f"{model_uri} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja)",
@@ -661,7 +665,9 @@ def make_formatter(
         return Formatter(data_format, data.columns, bos=begin, eos=end, group_by=group_by)
     bos = begin if begin == tokenizer.bos_token else ""
     eos = tokenizer.eos_token or ""
-    return Formatter(data_format, data.columns, renderer, bos=bos, eos=eos, group_by=group_by)
+    return Formatter(
+        data_format, data.columns, renderer, bos=bos, eos=eos, group_by=group_by, train_on_inputs=on_inputs
+    )
 
 
 def _prepare_regression_sets(

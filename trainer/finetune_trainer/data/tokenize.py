@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from .formats import Example
+from .formats.base import everywhere
 
 BATCH = 200
 """Examples per call of the tokenizer: their encodings fit into the processor's cache."""
@@ -273,7 +274,7 @@ def encode_masked(examples: list[Example], tokenizer: FastTokenizer, max_length:
 
 def _carries_loss_everywhere(example: Example) -> bool:
     """Whether every token carries loss, so that offsets are not needed."""
-    return example.spans == ((-1, len(example.text)),)
+    return example.spans == everywhere(example.text)
 
 
 def chunks(length: int, max_length: int) -> list[tuple[int, int]]:

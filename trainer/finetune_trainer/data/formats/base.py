@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -53,6 +53,11 @@ class Example:
         """Like `content`, but the contents of the messages for Chat: without what a template or a system message adds
         to every conversation."""
         return self.messages or self.content
+
+
+def everywhere(text: str) -> tuple[Span, ...]:
+    """The spans of a text of which every token carries loss, also one of zero width at its start."""
+    return ((-1, len(text)),)
 
 
 class TemplateUse(Enum):
@@ -139,8 +144,11 @@ class Formatter:
         bos: str = "",
         eos: str = "",
         group_by: str | None = None,
+        train_on_inputs: bool = False,
     ) -> None:
         self.data_format = data_format
+        self.train_on_inputs = train_on_inputs
+        """Whether the whole text of a record with a prompt carries loss, not only its answers."""
         self.group_by = group_by
         """Column with the group of a training record, if groups are held out."""
         self.renderer = renderer
@@ -162,7 +170,8 @@ class Formatter:
             self._used[names] = frozenset(self.columns_of(names))
         if len(used := self._used[names]) < len(names) and len(self._counts) < _MOST_LAYOUTS:
             self._counts.update(f"{_COLUMN}{name}" for name in names if name not in used and record[name])
-        return self._format.example(record, place, self)
+        example = self._format.example(record, place, self)
+        return replace(example, spans=everywhere(example.text)) if self.train_on_inputs else example
 
     def with_texts(self, record: Mapping[str, Any], place: Place, change: Callable[[str], str]) -> dict[str, Any]:
         """The record with every text replaced by `change(text)`. Raises RecordProblem for an unusable record."""

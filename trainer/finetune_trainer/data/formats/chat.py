@@ -47,7 +47,7 @@ class Chat(RecordFormat):
         return changed
 
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
-        """Only the assistant's answers carry loss."""
+        """Only the assistant's answers carry loss, unless the formatter trains on inputs."""
         column, value = formatter.value(record, "messages")
         in_parquet = place.unit == "row"
         messages = parse_messages(value, column, nulls_are_absent=in_parquet)

@@ -49,7 +49,7 @@ class Instruction(RecordFormat):
         return changed
 
     def example(self, record: Mapping[str, Any], place: Place, formatter: Formatter) -> Example:
-        """Only the completion carries loss, not the answers of earlier turns."""
+        """Only the completion carries loss, not the answers of earlier turns, unless the formatter trains on inputs."""
         prompt, completion = formatter.text(record, "prompt"), formatter.text(record, "completion")
         more = self._more(record, formatter)
         refuse_media(more)

@@ -6,7 +6,7 @@ from typing import Any
 from finetune_api.v1alpha1 import DataFormat
 
 from ..problems import Place
-from .base import FORMATS, Example, Formatter, RecordFormat
+from .base import FORMATS, Example, Formatter, RecordFormat, everywhere
 
 
 @FORMATS.register
@@ -21,7 +21,7 @@ class Text(RecordFormat):
         """A document between the begin and the end token; all of it carries loss."""
         bare = formatter.text(record, "text")
         text = formatter.with_bos_eos(bare)
-        return Example(text, place, spans=((-1, len(text)),), divisible=True, parts=(formatter.without_bos_eos(bare),))
+        return Example(text, place, spans=everywhere(text), divisible=True, parts=(formatter.without_bos_eos(bare),))
 
     def prompt(self, prompt: str, formatter: Formatter) -> str:
         """The prompt, unchanged."""
