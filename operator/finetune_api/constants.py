@@ -156,6 +156,9 @@ class ConditionType(StrEnum):
     """Whether the run has exported a trained model. It stays True when the evaluation fails."""
     PROMOTED = "Promoted"
     """Whether the run's model was promoted. Absent until an evaluation with `spec.evaluation.promote` has decided."""
+    OVERFITTING = "Overfitting"
+    """Whether the training of the run overfits by the rule `spec.training.overfitting`. Absent until a validation was
+    compared."""
 
 
 TERMINAL_CONDITIONS: Final = frozenset({ConditionType.COMPLETE, ConditionType.FAILED})
@@ -184,6 +187,8 @@ class Reason(StrEnum):
     SAVE_TOO_SLOW = "SaveTooSlow"
     CHECKPOINT_IN_TIME = "CheckpointInTime"
     CHECKPOINT_LATE = "CheckpointLate"
+    TRAINING_OVERFITS = "TrainingOverfits"
+    NO_OVERFITTING = "NoOverfitting"
     WAITING_FOR_PODS = "WaitingForPods"
     QUEUED = "Queued"
     REQUEUED = "Requeued"

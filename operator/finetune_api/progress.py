@@ -58,6 +58,24 @@ class CommittedCheckpoint(Exchanged):
     """Time that storing it took, without the delays that keep the upload from slowing down the training."""
 
 
+class OverfittingEvidence(Exchanged):
+    """The losses that `spec.training.overfitting` has compared: when it first found overfitting, else the last ones.
+
+    The training loss is the mean since the validation before.
+    """
+
+    found: bool
+    """Whether the training overfits. It stays true, unless the training resumes from an earlier step."""
+    step: int
+    """Optimizer step of the validation."""
+    validation_loss: float
+    training_loss: float
+    lowest_step: int
+    """Step of the validation with the lowest loss until then."""
+    lowest_validation_loss: float
+    training_loss_at_lowest: float
+
+
 class Progress(Exchanged):
     """`GET /progress` of rank 0's pod. Absent: not yet known."""
 
@@ -102,6 +120,8 @@ class Progress(Exchanged):
     """Why a crash would now lose more work than the spec allows; empty: it would not."""
     evaluation: Figures = {}
     """Last metrics of the validation split."""
+    overfitting: OverfittingEvidence | None = None
+    """Absent: `spec.training.overfitting` is not set, no validation was compared, or the trainer is older."""
     phase_seconds: dict[str, float] = {}
     """Seconds spent so far in import, claim, model, micro-batch test, rate test, engine, restore, steps, evaluate, save
     and export."""
@@ -258,6 +278,7 @@ class TerminationMessage(Exchanged):
                 gradient_accumulation=progress.gradient_accumulation,
                 resumed_from_step=progress.resumed_from_step,
                 last_checkpoint=progress.last_checkpoint,
+                overfitting=progress.overfitting,
             )
             message = message.model_copy(update={"progress": least})
             yield message

@@ -156,6 +156,20 @@ REASONS: Mapping[Reason, Explanation] = {
         "Check the object storage that the message names.",
         (_STATUS, "finetune checkpoints list NAME"),
     ),
+    Reason.TRAINING_OVERFITS: Explanation(
+        "`Overfitting` is True: by the rule `spec.training.overfitting`, the validation loss has risen since its "
+        "lowest value while the training loss has fallen. The message has the losses, their steps and the slope; "
+        "`status.run.overfitting` has the figures.",
+        "With the action `Stop` it ends the training and exports the state with the lowest validation loss, or the "
+        "best metric of `spec.training.earlyStopping`. With `Warn` it continues.",
+        "Add data, or train for fewer steps. [Overfitting](techniques/overfitting.md) describes the rule.",
+        ("kubectl get ftj NAME -o jsonpath='{.status.run.overfitting}'",),
+    ),
+    Reason.NO_OVERFITTING: Explanation(
+        "`Overfitting` is False: the rule `spec.training.overfitting` has found no overfitting so far. The message has "
+        "the losses of the last validation.",
+        "",
+    ),
     Reason.WAITING_FOR_PODS: Explanation(
         "`Ready` is False: pods of the stage are not running 20 s after they were created, or pods of an earlier "
         "attempt have not ended. The message quotes the scheduler, the kubelet or the Job controller.",

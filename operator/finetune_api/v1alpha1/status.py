@@ -77,6 +77,25 @@ class ProgressStatus(StatusModel):
     """Why a crash would now lose more work than `checkpoint.maxLostWork`. Absent: it would not."""
 
 
+class OverfittingStatus(StatusModel):
+    """The losses that `training.overfitting` has compared: when it first found overfitting, else the last ones."""
+
+    found: bool
+    """Whether the training overfits. It stays true, unless the training resumes from an earlier step."""
+    step: int
+    """Optimizer step of the validation."""
+    validation_loss: float
+    """Validation loss."""
+    training_loss: float
+    """Mean training loss since the validation before."""
+    lowest_step: int
+    """Step of the validation with the lowest loss until then."""
+    lowest_validation_loss: float
+    """That loss."""
+    training_loss_at_lowest: float
+    """Training loss at that validation."""
+
+
 class CheckpointStatus(StatusModel):
     """The last committed checkpoint."""
 
@@ -379,6 +398,8 @@ class RunStatus(StatusModel):
     """Progress of the training."""
     last_checkpoint: CheckpointStatus | None = None
     """The last committed checkpoint."""
+    overfitting: OverfittingStatus | None = None
+    """What `training.overfitting` has found. Absent: it is not set, or no validation was compared."""
     warnings: Annotated[
         tuple[Annotated[str, Field(max_length=MAX_WARNING_LENGTH)], ...], Field(max_length=MAX_WARNINGS)
     ] = ()
@@ -450,6 +471,8 @@ class PastRun(StatusModel):
     """Values of the fields that the user left out, and facts about model and data."""
     last_checkpoint: CheckpointStatus | None = None
     """Its last committed checkpoint."""
+    overfitting: OverfittingStatus | None = None
+    """What `training.overfitting` has found. Absent: it was not set, or no validation was compared."""
     attempts: Annotated[tuple[AttemptStatus, ...], Field(max_length=10)] = ()
     """Its last ten attempts. They continue if the spec is changed back to that of this run."""
     files_deleted: bool | None = None

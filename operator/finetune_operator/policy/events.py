@@ -17,6 +17,7 @@ _WARNINGS = frozenset(
         Reason.UNKNOWN_FIELDS,
         Reason.SAVE_TOO_SLOW,
         Reason.CHECKPOINT_LATE,
+        Reason.TRAINING_OVERFITS,
         Reason.WAITING_FOR_PODS,
         Reason.FEWER_WORKERS,
         Reason.CANNOT_CREATE,
@@ -32,7 +33,15 @@ _WARNINGS = frozenset(
         Reason.DEADLINE_EXCEEDED,
     }
 )
-_NOTES = frozenset({Reason.UNKNOWN_FIELDS, Reason.NEXT_ATTEMPT, Reason.SAVE_TOO_SLOW, Reason.CHECKPOINT_LATE})
+_NOTES = frozenset(
+    {
+        Reason.UNKNOWN_FIELDS,
+        Reason.NEXT_ATTEMPT,
+        Reason.SAVE_TOO_SLOW,
+        Reason.CHECKPOINT_LATE,
+        Reason.TRAINING_OVERFITS,
+    }
+)
 
 _CAUSES = {
     RunTrigger.SPEC: "the spec was changed",

@@ -23,6 +23,7 @@ from finetune_api.v1alpha1 import (
     CostStatus,
     Offload,
     Outcome,
+    OverfittingStatus,
     PastRun,
     ProgressStatus,
     PromotionStatus,
@@ -47,7 +48,17 @@ from .runs import Run, newest_number
 
 _KEPT_ATTEMPTS = 10
 _MAX_ATTEMPT_MESSAGE = 256
-_KEPT_FIELDS = ("trigger", "changes", "cost", "candidates", "artifact", "resolved", "last_checkpoint", "attempts")
+_KEPT_FIELDS = (
+    "trigger",
+    "changes",
+    "cost",
+    "candidates",
+    "artifact",
+    "resolved",
+    "last_checkpoint",
+    "overfitting",
+    "attempts",
+)
 """Fields that a run keeps in the history."""
 _OTHER_PROMOTED = "other-promoted"
 """Instead of the hash of an evaluation: it equals no hash, so the model is evaluated again."""
@@ -298,6 +309,8 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
         )
         status = _replace(status, attempt)
         status = status.with_run(progress=_progress_status(progress, status.run.progress))
+        if progress.overfitting is not None:
+            status = status.with_run(overfitting=OverfittingStatus(**progress.overfitting.model_dump()))
         found = {"zero_stage": progress.zero_stage, "learning_rate": progress.chosen_learning_rate}
         if status.run.resolved is not None:
             known = {name: value for name, value in found.items() if value is not None}

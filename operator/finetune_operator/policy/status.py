@@ -7,7 +7,15 @@ from pydantic import ValidationError
 
 from finetune_api.constants import ConditionType, Phase, Reason
 from finetune_api.rules import Violation
-from finetune_api.v1alpha1 import Condition, DisplayStatus, ProgressStatus, PromotionOutcome, PromotionStatus, Status
+from finetune_api.v1alpha1 import (
+    Condition,
+    DisplayStatus,
+    OverfittingStatus,
+    ProgressStatus,
+    PromotionOutcome,
+    PromotionStatus,
+    Status,
+)
 from finetune_api.v1alpha1.quantities import short_duration
 
 from ..manifests import Manifest
@@ -15,7 +23,14 @@ from .grace import StopSafety
 
 MAX_MESSAGE = 4096
 """Maximum length of the message of a condition."""
-_ONLY_IF_KNOWN = frozenset({ConditionType.SAFE_TO_STOP, ConditionType.CHECKPOINT_STALE, ConditionType.PROMOTED})
+_ONLY_IF_KNOWN = frozenset(
+    {
+        ConditionType.SAFE_TO_STOP,
+        ConditionType.CHECKPOINT_STALE,
+        ConditionType.PROMOTED,
+        ConditionType.OVERFITTING,
+    }
+)
 """Conditions that are removed when they do not apply, for example in a new run."""
 _PROMOTION_REASONS = {
     PromotionOutcome.PROMOTED: Reason.PROMOTED,
@@ -147,7 +162,7 @@ def status_after(
         ConditionType.COMPLETE: (phase is Phase.SUCCEEDED, reason, message),
         ConditionType.FAILED: (phase is Phase.FAILED, reason, message),
     }
-    conditions |= _while_training(notes) | _promoted(status)
+    conditions |= _while_training(notes) | _promoted(status) | _overfitting(status)
     kept = tuple(entry for entry in status.conditions if entry.type in conditions or entry.type not in _ONLY_IF_KNOWN)
     update = {
         "phase": phase,
@@ -172,6 +187,27 @@ def _promoted(status: Status) -> dict[ConditionType, tuple[bool, Reason, str]]:
         return {}
     holds = promotion.outcome is PromotionOutcome.PROMOTED
     return {ConditionType.PROMOTED: (holds, promotion_reason(promotion), promotion.message)}
+
+
+def _overfitting(status: Status) -> dict[ConditionType, tuple[bool, Reason, str]]:
+    """Return the condition with the losses that the training has compared. It does not end with the training."""
+    seen = status.run.overfitting
+    if seen is None:
+        return {}
+    reason = Reason.TRAINING_OVERFITS if seen.found else Reason.NO_OVERFITTING
+    return {ConditionType.OVERFITTING: (seen.found, reason, _losses(seen))}
+
+
+def _losses(seen: OverfittingStatus) -> str:
+    gap = f"training loss {seen.training_loss:.4g}, validation loss {seen.validation_loss:.4g}"
+    if seen.step == seen.lowest_step:
+        return f"step {seen.step}: {gap}, the lowest so far"
+    slope = (seen.validation_loss - seen.lowest_validation_loss) / (seen.step - seen.lowest_step)
+    return (
+        f"step {seen.step}: {gap}; since its lowest value, {seen.lowest_validation_loss:.4g} at step "
+        f"{seen.lowest_step}, the validation loss has changed by {slope:+.3g} per step, and the training loss from "
+        f"{seen.training_loss_at_lowest:.4g} to {seen.training_loss:.4g}"
+    )
 
 
 def promotion_reason(promotion: PromotionStatus) -> Reason:

@@ -28,6 +28,12 @@ def test_stop_ends_the_training_and_exports_the_best_state_and_warn_trains_to_th
     (warning,) = [text for text in whole.message.progress.warnings if "the training overfits" in text]
     assert f"from step {trained.best_step} to step {trained.final_step}" in warning
 
+    evidence = whole.message.progress.overfitting
+    assert evidence is not None
+    assert (evidence.found, evidence.lowest_step, evidence.step) == (True, trained.best_step, trained.final_step)
+    assert evidence.validation_loss == losses[trained.final_step]
+    assert evidence.lowest_validation_loss == losses[trained.best_step]
+
     # The stop is between the best state and the end, so part of the patience is counted before the restart.
     step = trained.final_step - 3
     assert step > trained.best_step
@@ -37,6 +43,8 @@ def test_stop_ends_the_training_and_exports_the_best_state_and_warn_trains_to_th
     last = harness.run(again)
     assert last.exit_codes == [0, 0], last.output
     assert harness.training_log(again) == harness.training_log(through)
+    assert last.message.progress is not None
+    assert last.message.progress.overfitting == evidence
     assert last.message.trained is not None
     assert (last.message.trained.best_step, last.message.trained.final_step) == (trained.best_step, trained.final_step)
     assert last.message.trained.digest == trained.digest

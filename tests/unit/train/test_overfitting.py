@@ -45,6 +45,24 @@ def test_the_description_has_the_losses_of_the_first_detection() -> None:
     )
 
 
+def test_the_evidence_is_that_of_the_newest_evaluation_and_then_of_the_detection() -> None:
+    watch, seen = OverfittingWatch(), []
+    for number, (validation, training) in enumerate([*OVERFITTED, (1.5, 0.1), (0.1, 0.1)], start=1):
+        watch = watch.after(validation, training, 10 * number, Overfitting())
+        assert watch.evidence is not None
+        seen.append(watch.evidence)
+    assert [(one.found, one.step, one.lowest_step) for one in seen] == [
+        (False, 10, 10),
+        (False, 20, 20),
+        (False, 30, 30),
+        (False, 40, 40),
+        (False, 50, 40),
+        *[(True, 60, 40)] * 3,
+    ]
+    losses = (seen[-1].validation_loss, seen[-1].training_loss)
+    assert (*losses, seen[-1].lowest_validation_loss, seen[-1].training_loss_at_lowest) == (0.90, 0.25, 0.75, 0.65)
+
+
 LOG = [
     {"loss": 4.0, "step": 1},
     {"loss": 2.0, "step": 2},

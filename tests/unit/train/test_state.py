@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from finetune_api.v1alpha1 import Overfitting
 from finetune_trainer.train.loss_watch import LossWatch
 from finetune_trainer.train.overfitting import OverfittingWatch
 from finetune_trainer.train.state import RunState, read_small_state, small_state
 from finetune_trainer.train.stopping import BestState
 
 LOG = [{"loss": 0.5, "learning_rate": 1e-3, "epoch": 0.5, "step": 3}]
+RULE = Overfitting()
 RUN = RunState(
     step=4,
     tokens=77,
@@ -25,8 +27,10 @@ RUN = RunState(
     evaluation_due=True,
 )
 WATCHED = dataclasses.replace(
-    RUN, overfitting=OverfittingWatch(lowest=0.4, lowest_step=2, training_loss=0.3, count=1, found="it overfits")
+    RUN,
+    overfitting=OverfittingWatch(0.4, 2, 0.3, 1, "it overfits", OverfittingWatch().after(0.5, 0.2, 4, RULE).evidence),
 )
+OLDER = dataclasses.replace(RUN, overfitting=OverfittingWatch(0.4, 2, 0.3, 1, "it overfits"))
 BEFORE_THE_LOOP = {
     "trainer": {"epoch": 0.66, "global_step": 4, "max_steps": 9, "log_history": LOG, "is_world_process_zero": True},
     "scheduler": {"base_lrs": [1e-3], "last_epoch": 4},
@@ -55,6 +59,12 @@ def test_a_state_is_the_same_after_json(state: RunState) -> None:
     run, position = read_small_state(stored)
     assert run == state
     assert position["last_epoch"] == 0
+
+
+def test_a_state_without_the_losses_of_overfitting_is_read() -> None:
+    stored = json.loads(json.dumps(small_state(OLDER, schedule())))
+    del stored["run"]["overfitting"]["evidence"]
+    assert read_small_state(stored)[0] == OLDER
 
 
 def test_a_state_of_an_earlier_version_is_read() -> None:

@@ -167,7 +167,13 @@ class TrainingLoop:
         self._skipped_batches = self.restored.manifest.position - self.run.step
         self._loss_since_log.fill_(self.run.loss_of_rank(dist.get_rank(), dist.get_world_size()))
         step = self.run.step
-        parts.report.update(resumed_from_step=step, resumed_from=self.restored.origin, step=step, flush=True)
+        parts.report.update(
+            resumed_from_step=step,
+            resumed_from=self.restored.origin,
+            step=step,
+            overfitting=self.run.overfitting.evidence,
+            flush=True,
+        )
         log.info("resuming from step %d of %d", step, parts.plan.total_steps)
 
     def _start(self) -> None:
@@ -443,6 +449,7 @@ class TrainingLoop:
         before = run.overfitting
         training_loss = training_loss_before_evaluation(run.log)
         run.overfitting = before.after(validation_loss, training_loss, run.step, rule)
+        self.parts.report.update(overfitting=run.overfitting.evidence, flush=True)
         if run.overfitting.found and not before.found:
             log.warning(run.overfitting.found)
             self.parts.report.warn(run.overfitting.found)

@@ -10,9 +10,11 @@ with the lowest validation loss, an evaluation shows overfitting if
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
+from typing import Any, Self
 
+from finetune_api.progress import OverfittingEvidence
 from finetune_api.v1alpha1 import Overfitting
 
 
@@ -29,9 +31,28 @@ class OverfittingWatch:
     """Consecutive evaluations that show overfitting, up to the newest."""
     found: str = ""
     """Description with the losses, of the first time that `patience` evaluations agreed. Empty: not yet."""
+    evidence: OverfittingEvidence | None = None
+    """The losses of that evaluation; until then, of the newest one. None: there was none, or only an earlier version of
+    the trainer has seen any."""
 
     def after(self, validation_loss: float, training_loss: float, step: int, rule: Overfitting) -> "OverfittingWatch":
         """Return the state after one more evaluation."""
+        after = self._counted(validation_loss, training_loss, step, rule)
+        if self.found:
+            return after
+        assert after.lowest is not None
+        evidence = OverfittingEvidence(
+            found=bool(after.found),
+            step=step,
+            validation_loss=validation_loss,
+            training_loss=training_loss,
+            lowest_step=after.lowest_step,
+            lowest_validation_loss=after.lowest,
+            training_loss_at_lowest=after.training_loss,
+        )
+        return replace(after, evidence=evidence)
+
+    def _counted(self, validation_loss: float, training_loss: float, step: int, rule: Overfitting) -> Self:
         if self.lowest is None or validation_loss < self.lowest:
             return replace(self, lowest=validation_loss, lowest_step=step, training_loss=training_loss, count=0)
         has_risen = validation_loss >= self.lowest * (1.0 + rule.min_rise)
@@ -45,6 +66,18 @@ class OverfittingWatch:
             count=count,
             found=self._description(validation_loss, training_loss, step) if is_first else self.found,
         )
+
+    def stored(self) -> dict[str, Any]:
+        """Return the state as a JSON object."""
+        evidence = None if self.evidence is None else self.evidence.model_dump()
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"evidence": evidence}
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> "OverfittingWatch":
+        """Return a stored state. Those of earlier versions have no evidence."""
+        evidence = stored.get("evidence")
+        read = None if evidence is None else OverfittingEvidence.model_validate(evidence)
+        return cls(**(stored | {"evidence": read}))
 
     def _description(self, validation_loss: float, training_loss: float, step: int) -> str:
         return (

@@ -48,6 +48,7 @@ def small_state(run: RunState, schedule: LambdaLR) -> dict[str, Any]:
     """Return the state as a JSON object."""
     stored = dataclasses.asdict(run)
     # What is not used is left out, so that an earlier version of the trainer can resume.
+    stored["overfitting"] = run.overfitting.stored()
     if run.overfitting == OverfittingWatch():
         del stored["overfitting"]
     if run.plateau == PlateauState():
@@ -66,7 +67,7 @@ def read_small_state(stored: dict[str, Any]) -> tuple[RunState, dict[str, Any]]:
     nested = {
         "best": BestState(**run["best"]),
         "loss_watch": LossWatch(**run.get("loss_watch", {})),
-        "overfitting": OverfittingWatch(**run.get("overfitting", {})),
+        "overfitting": OverfittingWatch.of(run.get("overfitting", {})),
         "plateau": PlateauState(**run.get("plateau", {})),
     }
     run |= nested | {"loss_since_log": tuple(run["loss_since_log"])}
