@@ -131,6 +131,10 @@ bench-packing: $(VENV)/.ready-test ## Benchmark packs, padded rows, and TRL (7 m
 bench-chunked-loss: $(VENV)/.ready-test ## Benchmark the chunked loss (10 minutes)
 	@$(BIN)/python benchmarks/chunked_loss.py $(ARGS)
 
+.PHONY: bench-gradient-checkpointing
+bench-gradient-checkpointing: $(VENV)/.ready-test ## Benchmark gradient checkpointing (3 minutes)
+	@$(BIN)/python benchmarks/gradient_checkpointing.py $(ARGS)
+
 .PHONY: bench-settings
 bench-settings: $(VENV)/.ready-test ## Benchmark settings of a training (12 minutes)
 	@PYTHONPATH=benchmarks $(BIN)/python benchmarks/training_settings.py $(ARGS)

@@ -89,6 +89,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _warmup,
         _schedule_options,
         _chunked_loss,
+        _checkpointed_layers,
         _holdouts,
         _cleaning,
         _few_shot,
@@ -872,6 +873,16 @@ def _train_on_inputs(spec: Spec) -> Iterator[Violation]:
     )
 
 
+def _checkpointed_layers(spec: Spec) -> Iterator[Violation]:
+    every = spec.training.gradient_checkpointing_every_n_layers
+    if every > 1 and not spec.training.gradient_checkpointing:
+        yield Violation(
+            "spec.training.gradientCheckpointingEveryNLayers",
+            f"must be absent or 1 with gradientCheckpointing: false, which recomputes no layer, not {every}; remove "
+            "it, or write gradientCheckpointing: true",
+        )
+
+
 def _batch(spec: Spec) -> Iterator[Violation]:
     world = spec.workers.nodes * max(1, spec.workers.gpus_per_node)
     total, micro = spec.training.global_batch_size, spec.training.micro_batch_size
@@ -1092,6 +1103,8 @@ def memory_fingerprint(spec: Spec) -> str:
         workers.nodes,
         workers.min_nodes,
         workers.gpus_per_node,
+        # Left out by default, so that the texts of earlier versions still apply.
+        *([every] if (every := training.gradient_checkpointing_every_n_layers) > 1 else []),
     )
     return "/".join("" if value is None else str(value) for value in values)
 

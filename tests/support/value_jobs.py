@@ -55,6 +55,7 @@ TRAINED: dict[str, dict[str, Any]] = {
             "labelSmoothing": 0.1,
             "seed": 7,
             "gradientCheckpointing": True,
+            "gradientCheckpointingEveryNLayers": 2,
             "chunkedLoss": False,
             "earlyStopping": {"metric": "MacroF1", "patience": 5, "minDelta": 0.001},
             "overfitting": {"action": "Warn", "maxGap": 0.3, "minRise": 0.1, "patience": 1},

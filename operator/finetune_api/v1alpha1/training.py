@@ -233,6 +233,11 @@ class Training(ApiModel, scope=Scope.RUN):
     gradient_checkpointing: Annotated[bool, Scope.ATTEMPT] = True
     """Recompute activations in the backward pass. Needs less memory and is about 20 % slower."""
 
+    gradient_checkpointing_every_n_layers: Annotated[int, Field(ge=1, le=1024), Scope.ATTEMPT] = 1
+    """Recompute only the activations of layers 1, 1 + N, 1 + 2 N and so on, and keep those of the others: a larger N
+    needs more memory and is faster. At most the number of layers of the model. 1: those of all layers. Only with
+    `gradientCheckpointing`."""
+
     chunked_loss: bool = False
     """Compute the loss of a language model in parts, so that the logits of all tokens never exist at the same time.
     Needs less memory with a large vocabulary. The loss differs by rounding. Not with ZeRO stage 3."""

@@ -172,7 +172,7 @@ def _hashes_before_scopes(job: FineTuneJob) -> Iterator[str]:
 def _hashes_of_blocks(spec: Spec) -> Iterator[str]:
     blocks = ("model", "data", "method", "training", "deepspeed", "evaluation", "output", "run_nonce")
     technical = {
-        "training": {"micro_batch_size", "gradient_checkpointing"},
+        "training": {"micro_batch_size", "gradient_checkpointing", "gradient_checkpointing_every_n_layers"},
         "deepspeed": {"zero_stage", "offload"},
     }
     values = spec.model_dump(mode="json", include=set(blocks), exclude=technical, exclude_defaults=True)

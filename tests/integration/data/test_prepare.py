@@ -480,12 +480,23 @@ def test_a_base_like_mpnet_gets_its_maximum_length_and_a_warning_about_gradient_
     config = MPNetConfig(vocab_size=len(tokenizer), max_position_embeddings=40, pad_token_id=1, **size)
     MPNetModel(config).save_pretrained(tmp_path / "mpnet")
     tokenizer.save_pretrained(tmp_path / "mpnet")
-    prepared = place.prepare(tmp_path / "mpnet", {"train": sources(place.put("train.jsonl", jsonl(classified())))})
+    data = {"train": sources(place.put("train.jsonl", jsonl(classified())))}
+    with pytest.raises(BadConfigError, match="EveryNLayers must be 1 for MPNetForSequenceClassification, whose layers"):
+        place.prepare(tmp_path / "mpnet", data, training={"gradientCheckpointingEveryNLayers": 2})
+    prepared = place.prepare(tmp_path / "mpnet", data)
     assert "maxLength 1024 lowered to 38, the maximum of the model" in prepared.notes
     assert not prepared.supports_gradient_checkpointing
     (warning,) = prepared.warnings
     assert "MPNetForSequenceClassification does not support gradient checkpointing" in warning
     assert place.report.progress.warnings == prepared.warnings
+
+
+@pytest.mark.parametrize(("every", "pruning", "most"), [(3, {}, 2), (2, {"algorithm": "DropLayers", "layers": 1}, 1)])
+def test_checkpointing_of_fewer_than_one_layer_is_refused(place, bert, every, pruning, most):
+    data = {"train": sources(place.put("train.jsonl", jsonl(classified())))}
+    method = {"full": {"pruning": pruning} if pruning else {}}
+    with pytest.raises(BadConfigError, match=f"EveryNLayers must be at most {most}, the number of layers of Bert"):
+        place.prepare(bert, data, method=method, training={"gradientCheckpointingEveryNLayers": every})
 
 
 def test_a_base_that_classifies_other_labels_causes_a_warning(place, bert, tmp_path):

@@ -246,6 +246,19 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             },
             None,
         ),
+        ("spec.training", {"maxSteps": 3, "gradientCheckpointingEveryNLayers": 4}, None),
+        ("spec.training", {"gradientCheckpointing": False, "gradientCheckpointingEveryNLayers": 1}, None),
+        (
+            "spec.training",
+            {"gradientCheckpointing": False, "gradientCheckpointingEveryNLayers": 4},
+            "spec.training.gradientCheckpointingEveryNLayers must be absent or 1 with gradientCheckpointing: false, "
+            "which recomputes no layer, not 4; remove it, or write gradientCheckpointing: true",
+        ),
+        (
+            "spec.training.gradientCheckpointingEveryNLayers",
+            0,
+            "spec.training.gradientCheckpointingEveryNLayers must be at least 1, not 0",
+        ),
         (
             "spec",
             job_with("spec.training.chunkedLoss", True)["spec"] | {"deepspeed": {"zeroStage": 3}},

@@ -191,6 +191,21 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
     assert kept < process_bytes(shape(facts=facts, gradient_checkpointing=False, micro_batch=8), 2)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_activations_grow_with_the_layers_that_keep_them(packed):
+    facts = replace(BILLION, hidden_size=1024, layers=24, vocabulary=50_000)
+    plain = shape(facts=facts, activations=ActivationCounts(kept=24 * 500), is_packed=packed)
+    needed = [process_bytes(replace(plain, checkpoint_every=every), 2) for every in (1, 2, 3, 24)]
+    assert needed == sorted(set(needed))
+    # A recomputed layer keeps its input, one that is not recomputed 17 of them, what the method adds, and its mask.
+    values, tokens = 2, 4 * 1024
+    of_layer = values * tokens * (16 * 1024 + 500) + (4 * 1024**2 * values if packed else 0)
+    assert [more - needed[0] for more in needed] == [of_layer * kept for kept in (0, 12, 16, 23)]
+    assert process_bytes(replace(plain, gradient_checkpointing=False, checkpoint_every=3), 2) == process_bytes(
+        replace(plain, gradient_checkpointing=False), 2
+    )
+
+
 @given(st.integers(1, 512), st.booleans())
 def test_a_higher_stage_never_needs_more_except_for_gathering(nodes, lora):
     here = shape(nodes=nodes, lora=Lora() if lora else None)

@@ -114,6 +114,12 @@ def test_requested_settings_are_used_and_not_replaced() -> None:
     [
         ({"micro_batch": 1}, 40, {"requested": 2}, "set spec.deepspeed.zeroStage: 3"),
         ({"gradient_checkpointing": False, "micro_batch": 2}, 80, {}, "set spec.training.gradientCheckpointing: true"),
+        (
+            {"checkpoint_every": 16, "micro_batch": 2},
+            80,
+            {},
+            "set spec.training.gradientCheckpointingEveryNLayers: ",
+        ),
         ({"micro_batch": 16}, 80, {}, "set spec.training.microBatchSize: 4"),
         ({"micro_batch": 8}, 80, {"requested": 2}, "set spec.training.chunkedLoss: true"),
         ({"micro_batch": 8}, 80, {"requested": 3}, "chunkedLoss: true with spec.deepspeed.zeroStage: 2"),

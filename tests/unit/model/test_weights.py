@@ -215,7 +215,9 @@ def test_a_model_that_counts_positions_from_zero_has_them_all(bert):
 )
 def test_whether_a_model_supports_gradient_checkpointing_is_known(tmp_path, kind, settings, expected):
     tiny(kind, tmp_path, **settings)
-    assert plan_weights(tmp_path, "uri", Task.SEQUENCE_CLASSIFICATION).gradient_checkpointing is expected
+    plan = plan_weights(tmp_path, "uri", Task.SEQUENCE_CLASSIFICATION)
+    assert plan.gradient_checkpointing is expected
+    assert plan.checkpointable_layers == (plan.config.num_hidden_layers if expected else 0)
 
 
 def test_a_classifier_with_the_same_labels_keeps_the_row_of_each_label(classifier):

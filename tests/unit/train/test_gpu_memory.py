@@ -73,9 +73,10 @@ def test_an_estimate_for_a_smaller_micro_batch_is_not_compared() -> None:
     assert "the estimate assumed 80Gi" in check_gpu_memory(found.model_copy(update={"prepared": smaller}), 40 * GIB)
 
 
-def test_an_estimate_for_other_settings_is_not_compared() -> None:
+@pytest.mark.parametrize("change", [{"microBatchSize": 1}, {"gradientCheckpointingEveryNLayers": 2}], ids=str)
+def test_an_estimate_for_other_settings_is_not_compared(change: dict[str, int]) -> None:
     """The spec was corrected after the prepare stage."""
-    edited = config(70, microBatchSize=1)
+    edited = config(70, **change)
     assert "has 40.0 GiB; the estimate assumed 80Gi" in check_gpu_memory(edited, 40 * GIB)
 
 

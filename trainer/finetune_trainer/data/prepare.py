@@ -23,6 +23,7 @@ from finetune_api.v1alpha1.quantities import amount
 from ..errors import BadConfigError, BadDataError, ModelUnusableError
 from ..methods import METHODS
 from ..model.activations import guess_note
+from ..model.checkpointed_layers import check_every_n_layers
 from ..model.chunk_check import check_chunks
 from ..model.drop_check import check_dropped_layers
 from ..model.estimate import TrainingShape, base_bytes, quantization_note
@@ -403,11 +404,14 @@ def _check_rules(spec: Spec, data_format: DataFormat) -> None:
 
 
 def _check_class(spec: Spec, plan: WeightPlan, task: Task, length: int) -> None:
-    """Raise BadConfigError if the class of the model does not work with packs, a chunked loss or fewer layers, where
-    the spec has them."""
-    pruning = spec.method.pruning
+    """Raise BadConfigError if the class of the model does not work with packs, a chunked loss, fewer layers or
+    checkpointing of every n-th layer, where the spec has them."""
+    pruning, layers = spec.method.pruning, plan.checkpointable_layers
     if pruning is not None and pruning.layers:
         check_dropped_layers(plan.model_class, plan.config, spec.model.uri, pruning)
+        layers = max(0, layers - pruning.layers)
+    every = spec.training.gradient_checkpointing_every_n_layers
+    check_every_n_layers(every, layers, plan.model_class.__name__)
     if spec.training.chunked_loss:
         check_chunks(plan.model_class, plan.config, spec.model.uri, TASKS[task])
     if spec.training.batching is Batching.PACKED:
@@ -585,6 +589,7 @@ def _memory_choice(
         length=length * METHODS[spec.method.name].training_task(TASKS[task]).texts_per_row,
         is_packed=spec.training.batching is Batching.PACKED,
         gradient_checkpointing=spec.training.gradient_checkpointing and facts.gradient_checkpointing,
+        checkpoint_every=spec.training.gradient_checkpointing_every_n_layers,
         on_gpus=on_gpus,
         reduce_elements=reduced,
         gathered_elements=gathered,

@@ -27,7 +27,9 @@ from finetune_api.v1alpha1 import Offload
 from . import activations
 from .estimate import (
     TrainingShape,
+    checkpointed_layers,
     dequantized_bytes,
+    kept_layers,
     logits_bytes,
     mask_bytes,
     merging_bytes,
@@ -140,9 +142,6 @@ def _activation_bytes(shape: TrainingShape) -> int:
     scores = 4 * shape.micro_batch * shape.length**2 * facts.heads_with_dropout
     layer = tokens * activations.saved_bytes(facts, value, has_mask=shape.is_packed) + 3 * scores
     backward = tokens * activations.backward_bytes(facts, value) + 2 * scores
-    if shape.gradient_checkpointing:
-        held = facts.layers * value * tokens * facts.hidden_size + layer + backward
-    else:
-        held = facts.layers * layer + backward
+    held = checkpointed_layers(shape) * value * tokens * facts.hidden_size + kept_layers(shape) * layer + backward
     masks = mask_bytes(shape) if shape.is_packed else 0
     return int(HEAP_FACTOR * (held + value * method_values(shape, tokens))) + masks + shape.activations.flags

@@ -73,6 +73,8 @@ class TrainingShape:
     length: int
     """Tokens per row: of the longest example, or of a pack."""
     gradient_checkpointing: bool
+    checkpoint_every: int = 1
+    """With gradient checkpointing, every so many layers one is recomputed, from the first on."""
     is_packed: bool = False
     """Whether a row is a pack. All rows then have `length` tokens, and their attention needs a mask."""
     zero_stages: tuple[int, ...] = ZERO_STAGES
@@ -185,6 +187,17 @@ def model_state(shape: TrainingShape, zero_stage: int) -> ModelState:
     return ModelState(parameters, gradients, optimizer, STEP_BYTES[shape.optimizer] * stepped, gathered)
 
 
+def checkpointed_layers(shape: TrainingShape) -> int:
+    """Return the number of layers that keep only their input, and compute their activations again."""
+    return -(-shape.facts.layers // shape.checkpoint_every) if shape.gradient_checkpointing else 0
+
+
+def kept_layers(shape: TrainingShape) -> int:
+    """Return the largest number of layers whose activations exist at a time: those that keep them until the backward
+    pass, and the one that is recomputed."""
+    return shape.facts.layers - checkpointed_layers(shape) + (1 if shape.gradient_checkpointing else 0)
+
+
 def logits_bytes(shape: TrainingShape) -> int:
     """Return the bytes of three 32-bit tensors of logits, which exist at a time in the backward pass of the loss."""
     if not shape.has_token_logits:
@@ -212,8 +225,10 @@ def merging_bytes(shape: TrainingShape) -> int:
 
 def method_values(shape: TrainingShape, tokens: int) -> int:
     """Return the number of values that the method adds to the activations of so many tokens."""
-    layers = max(1, shape.facts.layers) if shape.gradient_checkpointing else 1
-    return tokens * (shape.activations.kept // layers) + shape.activations.temporary
+    if not shape.gradient_checkpointing:
+        return tokens * shape.activations.kept + shape.activations.temporary
+    of_layer = shape.activations.kept // max(1, shape.facts.layers)
+    return tokens * of_layer * kept_layers(shape) + shape.activations.temporary
 
 
 def mask_bytes(shape: TrainingShape) -> int:
@@ -222,7 +237,7 @@ def mask_bytes(shape: TrainingShape) -> int:
     A mask has a byte for each pair of tokens. sdpa converts it to numbers, and each layer keeps them for the backward
     pass.
     """
-    copies = 1 if shape.gradient_checkpointing else shape.facts.layers
+    copies = kept_layers(shape)
     return shape.micro_batch * shape.length**2 * (1 + copies * value_bytes(shape.dtype))
 
 

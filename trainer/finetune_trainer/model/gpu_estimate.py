@@ -31,6 +31,7 @@ from .estimate import (
     UPLOADER_BYTES,
     TrainingShape,
     base_bytes,
+    checkpointed_layers,
     dequantized_bytes,
     logits_bytes,
     mask_bytes,
@@ -145,10 +146,10 @@ def activation_bytes(shape: TrainingShape) -> int:
     layer = tokens * activations.saved_bytes(facts, value, has_mask=has_masks)
     backward = tokens * activations.backward_bytes(facts, value)
     logits = logits_bytes(shape)
-    if shape.gradient_checkpointing:
-        held = facts.layers * value * tokens * facts.hidden_size + max(layer + backward, logits)
-    else:
-        held = facts.layers * layer + max(backward, logits)
+    recomputed = layer if shape.gradient_checkpointing else 0
+    inputs = checkpointed_layers(shape) * value * tokens * facts.hidden_size
+    kept = (facts.layers - checkpointed_layers(shape)) * layer
+    held = inputs + kept + max(recomputed + backward, logits)
     masks = mask_bytes(shape) if has_masks else 0
     return held + masks + value * method_values(shape, tokens) + shape.activations.flags
 

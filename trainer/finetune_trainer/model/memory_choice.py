@@ -213,6 +213,11 @@ def _settings_that_fit(shape: TrainingShape, stage: int, limits: _Limits) -> lis
     can_checkpoint = shape.facts.gradient_checkpointing and not shape.gradient_checkpointing
     if can_checkpoint and _fits(replace(shape, gradient_checkpointing=True), stage, limits):
         ways.append("set spec.training.gradientCheckpointing: true")
+    if shape.gradient_checkpointing and shape.checkpoint_every > 1:
+        rarer = range(shape.checkpoint_every - 1, 0, -1)
+        every = next((one for one in rarer if _fits(replace(shape, checkpoint_every=one), stage, limits)), None)
+        if every is not None:
+            ways.append(f"set spec.training.gradientCheckpointingEveryNLayers: {every}")
     smaller = next((one for one in _with_smaller_micro_batches(shape) if _fits(one, stage, limits)), None)
     if smaller is not None:
         ways.append(f"set spec.training.microBatchSize: {smaller.micro_batch}")

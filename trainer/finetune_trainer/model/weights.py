@@ -25,6 +25,7 @@ from finetune_api.v1alpha1 import Task
 
 from ..errors import ModelUnusableError
 from ..tasks import TASKS
+from .checkpointed_layers import checkpointable_layers
 from .inspect import POSITIONS, tensor_shapes
 from .tokenizer import check_special_tokens, load_tokenizer
 
@@ -62,6 +63,8 @@ class WeightPlan:
     """Weights of the folder that are part of the base model but not of the architecture in `config.json`."""
     gradient_checkpointing: bool
     """Whether the model supports gradient checkpointing."""
+    checkpointable_layers: int
+    """Number of layers that can be checkpointed one by one."""
     positions: int | None
     """Number of tokens that the position table supports, if the model counts positions from its pad id."""
     matrices: Mapping[str, tuple[int, int]]
@@ -111,6 +114,7 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
     new = missing | set(misshapen) | redrawn
     linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
     matrices = _quantizable(model, linear, parts, new)
+    can_checkpoint = _can_checkpoint(model)
     return WeightPlan(
         model_class=model_class,
         config=config,
@@ -119,7 +123,8 @@ def plan_weights(folder: Path, uri: str, task: Task, labels: tuple[str, ...] = (
         label_axes=axes,
         labels=rows,
         unused=tuple(name for name in sorted(found["unexpected_keys"]) if parts.has_place_in_base(name)),
-        gradient_checkpointing=_can_checkpoint(model),
+        gradient_checkpointing=can_checkpoint,
+        checkpointable_layers=checkpointable_layers(model) if can_checkpoint else 0,
         positions=_counted_positions(model),
         matrices=matrices,
         unquantized=tuple(name for name in linear if name not in matrices),

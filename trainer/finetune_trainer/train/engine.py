@@ -18,6 +18,7 @@ from finetune_api.trainer_config import PreparedConfig
 from finetune_api.v1alpha1 import OptimizerName, Training
 
 from ..methods import METHODS
+from ..model.checkpointed_layers import checkpoint_layers
 from .ds_config import deepspeed_config
 from .phases import PHASE, Phases
 from .plateau import RateScale
@@ -68,8 +69,7 @@ def build_engine(model: nn.Module, config: PreparedConfig, rate_factor: Callable
     trained: Any = model
     trained.config.use_cache = False  # keys and values of earlier tokens are only used for generation
     if config.spec.training.gradient_checkpointing and config.prepared.supports_gradient_checkpointing:
-        # Reentrant checkpointing requires inputs with gradients, but the output of a frozen embedding has none.
-        trained.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(trained, every=config.spec.training.gradient_checkpointing_every_n_layers)
     method, block = METHODS[config.spec.method.name], config.spec.method.block
     first_phases = method.first_phases(model, block)
     optimizer = make_optimizer(model, config.spec.training, method.rate_factors(model, block), first_phases)
