@@ -310,8 +310,8 @@ CEL_RULES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             f"!has(self.output.compressedTensors) || '{ArtifactFormat.COMPRESSED_TENSORS}' in self.output.formats",
-            f"output.compressedTensors must be absent without {ArtifactFormat.COMPRESSED_TENSORS} in output.formats; remove "
-            "it, or add it there",
+            f"output.compressedTensors must be absent without {ArtifactFormat.COMPRESSED_TENSORS} in output.formats; "
+            "remove it, or add it there",
         ),
     ),
 }
