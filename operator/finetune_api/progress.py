@@ -326,8 +326,8 @@ class TerminationMessage(Exchanged):
     def decode(cls, text: str) -> "TerminationMessage | None":
         """Decode a message. Returns None for other text, such as an empty message or log lines from the kubelet.
 
-        Of a message that is cut, it returns the complete fields. The last field can have lost a part: it is left out,
-        except for the result of an evaluation, whose figures do not depend on each other.
+        Of a message that is cut, it returns the complete fields. The last field can have lost a part: it is left out. Of
+        the result of an evaluation, only its own last field is.
         """
         message: TerminationMessage | None = None
         try:
@@ -340,10 +340,11 @@ class TerminationMessage(Exchanged):
     def _of_cut_json(cls, text: str) -> "TerminationMessage | None":
         if not is_cut(text):
             return None
-        fields = from_json(_DIGITS_AT_END.sub("", text), allow_partial=True)
-        last = next(reversed(fields), "")
-        complete = {name: value for name, value in fields.items() if name != last}
-        for found in (fields, complete) if last == "evaluated" else (complete,):
+        # The other digits of a number at the end may have been cut.
+        fields = from_json(text.rstrip("-+.0123456789eE"), allow_partial=True)
+        complete = _without_last(fields)
+        partial = {**complete, "evaluated": _without_last(fields["evaluated"])} if "evaluated" in fields else complete
+        for found in (complete, partial) if "evaluated" in complete else (partial, complete):
             with suppress(ValidationError):
                 return cls.model_validate(found)
         return None
@@ -352,15 +353,17 @@ class TerminationMessage(Exchanged):
 def is_cut(text: str) -> bool:
     """Whether a termination message is the beginning of a longer one."""
     try:
-        from_json(text)
-    except ValueError:
-        with suppress(ValueError):
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        with suppress(ValueError, TypeError):  # TypeError: an unpaired surrogate
             return isinstance(from_json(text, allow_partial=True), dict)
     return False
 
 
-_DIGITS_AT_END = re.compile(r"[-+.0-9eE]+$")
-"""A number whose other digits may have been cut."""
+def _without_last(fields: dict[str, Any]) -> dict[str, Any]:
+    return dict(list(fields.items())[:-1])
+
+
 _LARGEST = 2**53
 """Larger integers are not exact in JSON. A hundred times this value still fits into 64 bits."""
 _LONGEST_TIME = 32

@@ -328,7 +328,11 @@ def _with_progress(status: Status, attempt: AttemptStatus, progress: Progress | 
 def _measured_plan(plan: AttemptPlan | None, progress: Progress) -> AttemptPlan | None:
     """Return the plan with the micro-batch that the attempt has measured, which the next attempts keep."""
     size = progress.measured_micro_batch
-    if plan is None or size is None or size < 1 or plan.micro_batch_measured:
+    if plan is None or size is None or plan.micro_batch_measured:
+        return plan
+    # The user can choose the image that sends it.
+    share = (plan.micro_batch_size or 0) * (plan.gradient_accumulation_steps or 0)
+    if size < 1 or share % size:
         return plan
     reasons = [text for text in (plan.reason, progress.micro_batch_reason) if text]
     accumulation = progress.gradient_accumulation

@@ -267,7 +267,25 @@ def test_the_result_of_a_pod_with_six_containers_can_be_read(name):
         assert (read.evaluated.digest, read.evaluated.tuned) == (message.evaluated.digest, message.evaluated.tuned)
 
 
-@pytest.mark.parametrize("text", ["", "Killed", "12", '"stage"', "[1", "step 3 {"])
+def test_a_list_or_a_promotion_that_was_cut_is_left_out():
+    """A shorter list of kept runs, or a promotion without an address, has another meaning."""
+    promoted = PROMOTION.model_copy(update={"outcome": PromotionOutcome.PROMOTED, "message": "better"})
+    for fields in ({"promotion": promoted}, {"kept_runs": (2, 31, 33, 34)}):
+        evaluated = EvaluateResult(report_uri="s3://b/r", tuned=FIGURES, **fields)
+        text = TerminationMessage(stage="evaluate", exit_code=0, evaluated=evaluated).encode()
+        for length in range(text.index("tuned"), len(text)):
+            read = TerminationMessage.decode(text[:length])
+            assert read is not None
+            assert read.evaluated is None or read.evaluated.model_copy(update={"tuned": {}}) in (
+                EvaluateResult(report_uri="s3://b/r"),
+                EvaluateResult(report_uri="s3://b/r", **fields),
+            )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Killed", "12", '"stage"', "[1", "step 3 {", '{"stage": "train"} a log line', "[" * 4000, '{"a": "\ud83d'],
+)
 def test_other_text_is_no_message_and_was_not_cut(text):
     assert TerminationMessage.decode(text) is None
     assert not is_cut(text)

@@ -95,7 +95,7 @@ def largest_matrix(model: Any) -> int:
         for parameter in model.parameters()
         if id(parameter) not in excluded
     ]
-    return max((prod(shape) for shape in shapes if len(shape) > 1), default=0)
+    return max((prod(shape) for shape in shapes if len(shape) == 2), default=0)
 
 
 def make_optimizer(
