@@ -326,8 +326,8 @@ class TerminationMessage(Exchanged):
     def decode(cls, text: str) -> "TerminationMessage | None":
         """Decode a message. Returns None for other text, such as an empty message or log lines from the kubelet.
 
-        Of a message that is cut, it returns the complete fields. The last field can have lost a part: it is left out. Of
-        the result of an evaluation, only its own last field is.
+        Of a message that is cut, it returns the complete fields. The last field can have lost a part: it is left out.
+        Of the result of an evaluation, only its own last field is.
         """
         message: TerminationMessage | None = None
         try:

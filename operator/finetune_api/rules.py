@@ -805,8 +805,9 @@ def _normalized(uri: str) -> str:
 
 
 UNCLEAR_PATH = (
-    "must not have an empty name, '.' or '..' in the path, because object stores disagree on which object it names"
+    "not have an empty name, '.' or '..' in the path, because object stores disagree on which object it names"
 )
+"""What an address must not be; the remedy is its address in plain form."""
 
 
 def plain_path(uri: str) -> str:
@@ -824,7 +825,7 @@ def _unclear_paths(spec: Spec) -> Iterator[Violation]:
     addresses = {**_read_addresses(spec), "spec.output.uri": spec.output.uri}
     for path, uri in addresses.items():
         if written := plain_path(uri):
-            yield Violation(path, f"{UNCLEAR_PATH}; write {written}, not {uri}")
+            yield Violation(path, f"must {UNCLEAR_PATH}; write {written}, not {uri}")
 
 
 AUGMENTED_FORMATS = (DataFormat.CLASSIFICATION, DataFormat.TEXT)

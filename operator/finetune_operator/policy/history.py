@@ -408,7 +408,7 @@ def _warnings_about_containers(child: ObservedAttempt) -> tuple[str, ...]:
     if cut is not None:
         cause = "the kubelet cut the result of the trainer, because all containers of a pod share 12 KiB"
         effect = "figures can be missing in status; storage has all of them"
-        return (f"{cut.name}: {cause}: {effect}; {failure.SIDECAR_ADVICE}",)
+        return (f"{cut.name}: {cause}: {effect}; exclude the pods of the job from what injects containers",)
     return ()
 
 

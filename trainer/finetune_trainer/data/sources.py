@@ -113,7 +113,7 @@ def _resolve(uri: str, field: str, store: ObjectStore) -> list[_Found]:
         found = _on_hub(uri)
     else:
         if written := plain_path(uri):
-            raise BadConfigError(f"{field}: {uri} {UNCLEAR_PATH}", advice=f"write {written}")
+            raise BadConfigError(f"{field}: {uri} must {UNCLEAR_PATH}", advice=f"write {written}")
         found = [_stored(info, store) for info in store.glob(uri) if not info.uri.endswith("/")]
     if not found:
         raise BadDataError(
