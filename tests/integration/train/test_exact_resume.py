@@ -79,6 +79,17 @@ def test_quantized_weights_are_the_same_after_a_kill(
     check_resume(harness, f"{zero}-{method}-{kind}-{quantization}", blocks)
 
 
+def test_an_adapter_and_a_head_train_in_16_bits_under_zero_3_as_under_zero_2(harness: TrainingHarness) -> None:
+    """PEFT creates the adapter in 32 bits, and the head has the type of the base model."""
+    losses = {}
+    for zero in (2, 3):
+        blocks = {"kind": "bert", "zero": zero, "dtype": "BFloat16", **case_blocks("lora")}
+        config = harness.config(f"half-adapter-{zero}", **blocks)
+        harness.finish(config)
+        losses[zero] = [entry["loss"] for entry in harness.training_log(config) if "loss" in entry]
+    assert losses[3] == pytest.approx(losses[2], rel=2e-2)
+
+
 def check_resume(harness: TrainingHarness, name: str, blocks: dict[str, Any]) -> None:
     _, last = harness.check_resume(name, kills=[MID_EPOCH, STEPS_PER_EPOCH], **blocks)
     assert last.message.progress is not None

@@ -19,6 +19,7 @@ from finetune_api.v1alpha1 import OptimizerName, Training
 
 from ..methods import METHODS
 from ..model.checkpointed_layers import checkpoint_layers
+from ..model.load import TORCH_DTYPES
 from .ds_config import deepspeed_config
 from .phases import PHASE, Phases
 from .plateau import RateScale
@@ -70,6 +71,7 @@ def build_engine(model: nn.Module, config: PreparedConfig, rate_factor: Callable
     trained.config.use_cache = False  # keys and values of earlier tokens are only used for generation
     if config.spec.training.gradient_checkpointing and config.prepared.supports_gradient_checkpointing:
         checkpoint_layers(trained, every=config.spec.training.gradient_checkpointing_every_n_layers)
+    use_type_of_job(model, TORCH_DTYPES[config.prepared.dtype])
     method, block = METHODS[config.spec.method.name], config.spec.method.block
     first_phases = method.first_phases(model, block)
     optimizer = make_optimizer(model, config.spec.training, method.rate_factors(model, block), first_phases)
@@ -81,6 +83,20 @@ def build_engine(model: nn.Module, config: PreparedConfig, rate_factor: Callable
         phases = Phases(model, optimizer, first_phases, steps=method.phase_steps(block, config.steps_per_epoch))
     scale = RateScale()
     return Engine(engine, LambdaLR(engine.basic_optimizer, lambda step: rate_factor(step) * scale.value), phases, scale)
+
+
+def use_type_of_job(model: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the trained parameters to one floating-point type, as DeepSpeed does below stage 3.
+
+    PEFT creates adapters in 32 bit and copies a head in the type of the base model. Stage 3 of DeepSpeed 0.19 keeps
+    both, and fails if they differ.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            stored = getattr(parameter, "ds_tensor", None)  # the shard of this rank, if it is partitioned already
+            parameter.data = parameter.data.to(dtype)
+            if stored is not None:
+                stored.data = stored.data.to(dtype)
 
 
 def largest_matrix(model: Any) -> int:
