@@ -408,8 +408,11 @@ def measured(
         "peak": ran(config, pods, folder / "train", None).peak,
     }
     if case.number < options.limited:
-        row["killed"] = ran(config, pods, folder / "fits", demanded).killed
-        row["killedBelow"] = ran(config, pods, folder / "refused", int(REFUSED_SHARE * demanded)).killed
+        limits = {"killed": demanded, "killedBelow": int(REFUSED_SHARE * demanded)}
+        for run, (name, limit) in enumerate(limits.items(), 2):  # an attempt can claim a run only once
+            again = config_of(case, settings).model_copy(update={"run": run})
+            again = recorded(again, store, folder / f"prepare-{run}")
+            row[name] = ran(again, pods, folder / f"train-{run}", limit).killed
     if case.number < options.durations:
         row |= durations(case, settings, store, pods, folder)
     return row

@@ -129,9 +129,9 @@ def memory_forecast(estimate: int, *, on_gpus: bool) -> MemoryForecast:
     """Return the range of the peak. The estimate of the prepare stage includes the margin of a process on the CPU."""
     if on_gpus:
         too_high, too_low = GPU_ERRORS
-        source = "estimated; errors of other programs' published measurements"
+        source = "estimated, with the errors of published measurements of other programs"
         return MemoryForecast(int(estimate / (1 + too_high)), int(estimate / (1 - too_low)), source)
-    return MemoryForecast(int(LOWEST / MARGIN * estimate), estimate, "estimated; errors of measured trainings")
+    return MemoryForecast(int(LOWEST / MARGIN * estimate), estimate, "estimated, with the errors of measured trainings")
 
 
 @dataclass(frozen=True)
