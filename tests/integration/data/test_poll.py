@@ -38,6 +38,23 @@ def test_a_digest_of_the_listing_changes_with_the_files(place):
     assert listing_digest(place.config(model, held_out).spec.data, place.store) != prepared.source_digest
 
 
+def test_the_digest_of_a_listing_costs_one_listing(place):
+    model = tiny_models.save_tiny_bert(place.folder / "model")
+    for number in range(3):
+        place.put(f"a/{number}.jsonl", jsonl(classified(2)))
+    source = place.config(model, {"train": [{"uri": f"{place.uri}/data/a/*.jsonl"}]}).spec.data
+    requests = []
+    events = place.store._client.meta.events
+    events.register("before-call.s3", lambda model, **_: requests.append(model.name), unique_id="requests")
+    try:
+        listing_digest(source, place.store)
+    finally:
+        events.unregister("before-call.s3", unique_id="requests")
+    # An address with a pattern may also be the name of a file.
+    assert sorted(set(requests)) == ["HeadBucket", "HeadObject", "ListObjectsV2"]
+    assert len(requests) == 3
+
+
 def poll(place, tmp_path: Path, uri: str) -> TerminationMessage:
     """Run the trainer as in a pod; returns its termination message."""
     model = tiny_models.save_tiny_bert(place.folder / "model")
