@@ -525,7 +525,7 @@ def test_a_job_that_cannot_fit_is_rejected_before_anything_is_written(place, ber
     uri = place.put("train.jsonl", jsonl(classified()))
     with pytest.raises(BadConfigError, match=r"limits\.memory must be at least .*, not 512Mi;") as caught:
         place.prepare(bert, {"train": sources(uri)}, workers={"resources": {"limits": {"memory": "512Mi"}}})
-    assert "raise spec.workers.resources.limits.memory to 2Gi" in caught.value.advice
+    assert "raise spec.workers.resources.limits.memory to 1Gi" in caught.value.advice
     assert list(place.store.list(f"{place.uri}/out/datasets/")) == []
 
 
