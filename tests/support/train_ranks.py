@@ -55,8 +55,8 @@ def set_initial_loss_scale(power: int) -> None:
 
     made = engine.deepspeed_config
 
-    def scaled(config: Any) -> dict[str, Any]:
-        result = made(config)
+    def scaled(config: Any, **options: Any) -> dict[str, Any]:
+        result = made(config, **options)
         return result | {"fp16": result["fp16"] | {"initial_scale_power": power}}
 
     vars(engine)["deepspeed_config"] = scaled

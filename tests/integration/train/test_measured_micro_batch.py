@@ -31,19 +31,6 @@ def record_of(harness: TrainingHarness, config: TrainerConfig) -> MeasuredMicroB
     return read_micro_batch(harness.store, config.layout.micro_batch(settings_digest(config.spec)))
 
 
-def test_the_losses_do_not_depend_on_the_micro_batch(harness: TrainingHarness) -> None:
-    """The rows have different numbers of targets."""
-    training = {"epochs": None, "maxSteps": 4}
-    losses = []
-    for micro in (1, 2, 4):
-        config = harness.config(f"micro-{micro}", kind="llama", world=1, batch=8, micro=micro, training=training)
-        harness.finish(config)
-        losses.append(harness.losses(config))
-    assert len(losses[0]) == 4
-    for other in losses[1:]:
-        assert other == pytest.approx(losses[0], rel=1e-5)
-
-
 @pytest.mark.parametrize(("zero", "kind"), [(2, "bert"), (3, "llama")])
 def test_a_resumed_run_does_not_measure_again_and_is_bitwise_equal_to_one_with_the_size_written_out(
     harness: TrainingHarness, zero: int, kind: str
