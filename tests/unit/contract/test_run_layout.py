@@ -24,6 +24,7 @@ ADDRESSES = {
     "runs/r0001-1f3a9c42/compressed-tensors": RUN.artifact(ArtifactFormat.COMPRESSED_TENSORS),
     "runs/r0001-1f3a9c42/tensorboard": RUN.tensorboard,
     "runs/r0001-1f3a9c42/wandb": RUN.wandb,
+    "runs/r0001-1f3a9c42/micro-batch-<settings>.json": RUN.micro_batch("<settings>"),
     "runs/r0001-1f3a9c42/learning-rate.json": RUN.learning_rate,
     "runs/r0001-1f3a9c42/training.json": RUN.training_log,
     "runs/r0001-1f3a9c42/reference.json": RUN.reference,
@@ -42,7 +43,7 @@ def test_an_address_is_a_fixed_path_below_the_output(path: str, address: str) ->
 def test_every_path_that_the_readme_documents_is_one_of_them() -> None:
     section = README.read_text().split("## Output of a run")[1].split("\n## ")[0]
     documented = [path.rstrip("/") for path in re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)]
-    assert len(documented) == 13
+    assert len(documented) == 14
     known = {re.sub("/0f3c$", "/<digest>", path) for path in ADDRESSES}
     assert set(documented) <= known
 
