@@ -6,8 +6,9 @@ job alone: `finetune render` prints exactly what the operator creates, and no re
 
 import json
 from importlib import metadata
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from finetune_api.redaction import without_secrets
 from finetune_api.trainer_config import Exchanged, JobRef, Message, Prepared, TrainerConfig
@@ -18,6 +19,8 @@ from .failures import first_fault
 from .learning_rate import ChosenRate
 from .micro_batch import MeasuredMicroBatch
 from .store.client import ObjectStore
+
+Record = TypeVar("Record", bound=BaseModel)
 
 _MAX_BYTES = 8 << 20
 
@@ -61,15 +64,8 @@ def read_chosen_rate(store: ObjectStore, config: TrainerConfig) -> ChosenRate | 
 
     Raises StorageProtocolError if the object is not such a record.
     """
-    uri = config.layout.learning_rate
-    found = store.get_version(uri, most_bytes=_MAX_BYTES)
-    try:
-        return None if found is None else ChosenRate.model_validate_json(found.content)
-    except ValidationError as error:
-        raise StorageProtocolError(
-            f"{uri} is not a chosen learning rate: {first_fault(error)}",
-            advice="use the trainer image that wrote it, or change spec.runNonce to start a new run",
-        ) from None
+    advice = "use the trainer image that wrote it, or change spec.runNonce to start a new run"
+    return _read(store, config.layout.learning_rate, ChosenRate, "a chosen learning rate", advice)
 
 
 def read_micro_batch(store: ObjectStore, uri: str) -> MeasuredMicroBatch | None:
@@ -77,14 +73,16 @@ def read_micro_batch(store: ObjectStore, uri: str) -> MeasuredMicroBatch | None:
 
     Raises StorageProtocolError if the object is not such a record.
     """
+    advice = "use the trainer image that wrote it, or set spec.training.microBatchSize"
+    return _read(store, uri, MeasuredMicroBatch, "a measured micro-batch", advice)
+
+
+def _read(store: ObjectStore, uri: str, kind: type[Record], what: str, advice: str) -> Record | None:
     found = store.get_version(uri, most_bytes=_MAX_BYTES)
     try:
-        return None if found is None else MeasuredMicroBatch.model_validate_json(found.content)
+        return None if found is None else kind.model_validate_json(found.content)
     except ValidationError as error:
-        raise StorageProtocolError(
-            f"{uri} is not a measured micro-batch: {first_fault(error)}",
-            advice="use the trainer image that wrote it, or set spec.training.microBatchSize",
-        ) from None
+        raise StorageProtocolError(f"{uri} is not {what}: {first_fault(error)}", advice=advice) from None
 
 
 def record_chosen_rate(store: ObjectStore, config: TrainerConfig, chosen: ChosenRate) -> None:

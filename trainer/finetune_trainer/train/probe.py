@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.constants import Env
+from finetune_api.exit_codes import ExitCode
 from finetune_api.trainer_config import Message, PreparedConfig
 from finetune_api.v1alpha1.quantities import amount
 
@@ -42,7 +43,6 @@ MAX_SECONDS = 1800.0
 _SUPERVISOR_BYTES = 64 << 20
 """Assumed for the supervisor: Python without training libraries."""
 _LAST_CHARACTERS = 300
-_OUT_OF_MEMORY = 80
 
 
 class ProbeRequest(Message):
@@ -101,7 +101,7 @@ def measure_micro_batch(
         return MeasuredMicroBatch(problem=f"the measuring process could not be started: {error}"[:_LAST_CHARACTERS])
     seconds = time.monotonic() - started
     steps = read_steps(folder)
-    if code not in (0, -9, _OUT_OF_MEMORY) or child.is_late:
+    if code not in (ExitCode.DONE, -9, ExitCode.OUT_OF_MEMORY) or child.is_late:
         return MeasuredMicroBatch(seconds=round(seconds, 1), problem=child.problem(code))
     return result(sizes, steps, usable=usable, limit=limit, seconds=seconds)
 
