@@ -11,6 +11,8 @@ import os
 import resource
 import time
 
+from new_process import in_new_process
+
 from finetune_trainer.bitsandbytes_import import disable_bitsandbytes
 
 disable_bitsandbytes()  # as in a rank
@@ -72,17 +74,6 @@ def measure(
     results.put((peak, sorted(seconds)[len(seconds) // 2], found))
 
 
-def run(method: str, is_chunked: bool, share: float, steps: int) -> tuple[int, float, float]:
-    """Measure in a new process, because the peak of a process never falls."""
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    child = context.Process(target=measure, args=(method, is_chunked, share, steps, results))
-    child.start()
-    found: tuple[int, float, float] = results.get()
-    child.join()
-    return found
-
-
 def main() -> None:
     """Print a table and a JSON object with the ratios chunked / plain."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -95,7 +86,7 @@ def main() -> None:
     rows = []
     for method in arguments.methods:
         for share in arguments.shares:
-            plain, chunked = (run(method, each, share, arguments.steps) for each in (False, True))
+            plain, chunked = (in_new_process(measure, method, each, share, arguments.steps) for each in (False, True))
             difference = abs(chunked[2] - plain[2]) / plain[2]
             rows.append(
                 {

@@ -14,6 +14,7 @@ import statistics
 import time
 
 import torch
+from new_process import in_new_process
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from finetune_api.v1alpha1 import Task
@@ -57,17 +58,6 @@ def measure(every: int, results: "mp.SimpleQueue") -> None:  # type: ignore[type
     results.put((peak - before, statistics.median(seconds), found))
 
 
-def run(every: int) -> tuple[int, float, float]:
-    """Measure in a new process, because the peak of a process never falls."""
-    context = mp.get_context("spawn")
-    results = context.SimpleQueue()
-    child = context.Process(target=measure, args=(every, results))
-    child.start()
-    found: tuple[int, float, float] = results.get()
-    child.join()
-    return found
-
-
 def main() -> None:
     """Print a table and, as the last line, a JSON object with the same figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -76,7 +66,7 @@ def main() -> None:
     rows = []
     print(f"{'every':>6} {'MiB':>6} {'CPU s':>7} {'speed':>6}")
     for every in EVERY:
-        found = [run(every) for _ in range(options.rounds)]
+        found = [in_new_process(measure, every) for _ in range(options.rounds)]
         memory, seconds, loss = (statistics.median(column) for column in zip(*found, strict=True))
         rows.append({"everyNLayers": every, "MiB": round(memory / 2**20), "cpuSeconds": seconds, "loss": loss})
         speed = rows[0]["cpuSeconds"] / seconds
