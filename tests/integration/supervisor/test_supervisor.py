@@ -86,8 +86,9 @@ def test_a_rank_that_saves_nothing_has_no_uploader(start_pod: StartPod) -> None:
     assert not [line for line in pod.lines() if "child" in line]
 
 
-def test_two_ranks_form_a_process_group(start_pod: StartPod) -> None:
-    pod = start_pod("all_reduce", processes=2)
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_two_ranks_form_a_process_group(start_pod: StartPod, address: str) -> None:
+    pod = start_pod("all_reduce", processes=2, **{Env.MASTER_ADDR: address})
     assert pod.wait() == 0
     assert sum("sum=3 product=512" in line for line in pod.lines()) == 2
     assert pod.message == TerminationMessage(
