@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,7 +22,7 @@ from transformers import (
 
 import tiny_models
 from finetune_api.v1alpha1 import ArtifactFormat, Dtype, Lora, Task
-from finetune_trainer.errors import BadConfigError
+from finetune_trainer.errors import BadConfigError, ExportUnusableError
 from finetune_trainer.methods import METHODS
 from finetune_trainer.model.export import write_folder
 from finetune_trainer.model.load import load_model
@@ -100,6 +103,23 @@ def check_both(base: Path, task: Task, folder: Path, order: tuple[ArtifactFormat
     loaded = PeftModel.from_pretrained(base_model, str(folder / ADAPTER.value))
     torch.testing.assert_close(logits(loaded), trained, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(untrained, trained, atol=1e-2), "an adapter that changes nothing would pass"
+
+
+@pytest.mark.parametrize("damaged", [MERGED, ADAPTER])
+def test_a_file_with_another_weight_than_the_trained_one_is_found_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: ArtifactFormat
+) -> None:
+    """As a defect of the library that writes it would, in a weight that hardly changes the loss."""
+    module = transformers.modeling_utils if damaged is MERGED else peft.peft_model
+
+    def write_wrongly(weights: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        name = sorted(weights)[-1]
+        save_file(weights | {name: 1.001 * weights[name]}, path, metadata)
+
+    monkeypatch.setattr(module, "safe_save_file", write_wrongly)
+    base = tiny_models.save_tiny("llama", tmp_path / "base")
+    with pytest.raises(ExportUnusableError, match=f"in .*/{damaged.value} is not the weight that was trained"):
+        export_both(base, Task.CAUSAL_LM, tmp_path, (damaged,))
 
 
 def test_an_adapter_has_its_own_labels_for_any_labels_of_its_base_model(tmp_path: Path) -> None:

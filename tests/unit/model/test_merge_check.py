@@ -79,3 +79,26 @@ def test_a_file_with_another_weight_than_the_model_is_found(base: Path, tmp_path
     check_stored(tmp_path, weights)
     with pytest.raises(ExportUnusableError, match=f"{name} in .* is not the weight that was trained"):
         check_stored(tmp_path, weights | {name: weights[name] * 1.001})
+
+
+def test_a_weight_that_is_missing_in_the_files_or_that_was_not_trained_is_found(base: Path, tmp_path: Path) -> None:
+    weights = load_file(base / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("up_proj.weight"))
+    for written in (
+        {name: weight for name, weight in weights.items() if name != lost},
+        weights | {"another": torch.ones(3)},
+        {name: weight for name, weight in weights.items() if name != lost} | {"renamed": 1.001 * weights[lost]},
+    ):
+        save_file(written, tmp_path / "model.safetensors")
+        with pytest.raises(ExportUnusableError, match=r"must have all trained weights: \d+ values"):
+            check_stored(tmp_path, weights)
+
+
+def test_a_matrix_that_is_written_once_for_two_layers_and_divided_matrices_are_accepted(
+    base: Path, tmp_path: Path
+) -> None:
+    weights = load_file(base / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    halves = dict(zip(("first", "second"), (half.contiguous() for half in weights[name].chunk(2)), strict=True))
+    save_file({other: weights[other] for other in weights if other != name} | halves, tmp_path / "model.safetensors")
+    check_stored(tmp_path, weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()})

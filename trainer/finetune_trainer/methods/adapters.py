@@ -150,12 +150,13 @@ class AdapterMethod(FineTuningMethod[Block]):
         check_merged(merged, expected)
         return merged, _own_weights(merged)
 
-    def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> None:
+    def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> Weights:
         """A folder that `PeftModel.from_pretrained` loads."""
         configuration = model.active_peft_config
         configuration.base_model_name_or_path, configuration.revision = base, revision
         # PEFT would ask the hub whether the embeddings of the base model have another size.
         model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+        return _adapter_weights(model, weights)
 
     def unwrapped(self, model: Any) -> Any:
         """Without PEFT's wrapper."""

@@ -242,8 +242,9 @@ class FineTuningMethod(ABC, Generic[Block]):
 
     def save_adapter(
         self, model: nn.Module, weights: Weights, folder: Path, *, base: str, revision: str | None
-    ) -> None:
-        """Write what was trained, without the base model that `base` and `revision` name."""
+    ) -> Weights:
+        """Write what was trained, without the base model that `base` and `revision` name. Returns what the files must
+        contain, under their names for it."""
         raise NotImplementedError(f"the support table has no Adapter for {self.name}")
 
     def unwrapped(self, model: nn.Module) -> Any:

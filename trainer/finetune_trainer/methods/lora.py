@@ -168,18 +168,17 @@ class LoraMethod(AdapterMethod[Lora]):
             weights, block = _with_difference(weights, initial), _of_twice_the_rank(block)
         return super().merged(model, weights, block, task, load_base)
 
-    def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> None:
+    def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> Weights:
         """A folder that `PeftModel.from_pretrained` loads on the unchanged base model, also with PiSSA."""
         initial = _initial_weights(model)
         if not initial:
-            super().save_adapter(model, weights, folder, base=base, revision=revision)
-            return
+            return super().save_adapter(model, weights, folder, base=base, revision=revision)
         configuration = model.active_peft_config
         own = configuration.r, configuration.lora_alpha
         configuration.r, configuration.lora_alpha = (2 * size for size in own)
         try:
             weights = _with_difference(weights, initial)
-            super().save_adapter(model, weights, folder, base=base, revision=revision)
+            return super().save_adapter(model, weights, folder, base=base, revision=revision)
         finally:
             configuration.r, configuration.lora_alpha = own
 

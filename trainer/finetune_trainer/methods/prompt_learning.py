@@ -40,7 +40,7 @@ class PromptLearningMethod(AdapterMethod[Block]):
         adapted: nn.Module = _for_text_alone(super().apply(model, block, task, seed=seed))
         return adapted
 
-    def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> None:
+    def save_adapter(self, model: Any, weights: Weights, folder: Path, *, base: str, revision: str | None) -> Weights:
         """A folder that `PeftModel.from_pretrained` loads.
 
         PEFT would save the output of the model's own encoder instead of that of `weights`; under ZeRO-3, a rank has
@@ -57,7 +57,9 @@ class PromptLearningMethod(AdapterMethod[Block]):
         encoded = self.encoded(configuration, own)
         configuration.inference_mode = True
         configuration.save_pretrained(str(folder))
-        save_file({_STORED: encoded}, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        written = {_STORED: encoded}
+        save_file(written, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        return written
 
     def encoded(self, configuration: Any, weights: Weights) -> torch.Tensor:
         """What the encoder with these weights computes, of shape (virtual tokens, values of each)."""

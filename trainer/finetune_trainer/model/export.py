@@ -276,7 +276,7 @@ def _base_to_merge(config: PreparedConfig, base: Path, *, seed: int) -> PreTrain
 
 def _save_merged(merged: PreTrainedModel, own: Weights, folder: Path, base: Path) -> None:
     _restore_cache(merged, base)
-    merged.save_pretrained(folder, state_dict=own)
+    merged.save_pretrained(folder, state_dict=dict(own))  # a copy, because transformers removes what it has written
     check_stored(folder, own)
     keep_generation_config(base, folder)
     add_older_names(folder, base)
@@ -288,7 +288,8 @@ def _write_adapter(
     method = METHODS[config.spec.method.name]
     name, revision = base_name(config.spec.model.uri)
     # The commit that was trained on: a branch or tag in the address may point to another one later.
-    method.save_adapter(model, weights, folder, base=name, revision=prepared.model_revision or revision)
+    written = method.save_adapter(model, weights, folder, base=name, revision=prepared.model_revision or revision)
+    check_stored(folder, written)
     if TASKS[prepared.task].has_labels:
         # The base model's configuration has other labels or none, and users of the adapter would get wrong names.
         adapted = method.unwrapped(model)

@@ -1,6 +1,7 @@
 """Reads the weights of a model folder one by one, and compares a model with quantized weights with them."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,70 @@ class StoredWeights:
 
 
 def check_stored(folder: Path, weights: Weights) -> None:
-    """Raise ExportUnusableError if a weight in the files of a folder is not the given one.
+    """Raise ExportUnusableError if a weight in the files of a folder is not the given one, or if one is missing.
 
     The reloaded model is compared with the trained one by its loss, which a few wrong weights hardly change.
     """
     stored = StoredWeights.of(folder)
-    for name in stored.files.keys() & weights.keys():  # others have been renamed to the names of older versions
-        # A weight that is not a number is a fault of the training, which the evaluation names.
-        if not torch.allclose(stored.read(name), weights[name].float().cpu(), rtol=0, atol=0, equal_nan=True):
+    both = stored.files.keys() & weights.keys()
+    for name in sorted(both):
+        if not _is_equal(stored.read(name), weights[name]):
             raise ExportUnusableError(f"{name} in {folder} is not the weight that was trained", advice=EXPORT_ADVICE)
+
+    # transformers writes a matrix that two layers share once, and some architectures under other names than it loads
+    # them, with joined matrices divided: that keeps the number of their values and their sums.
+    shapes = {stored.shapes[name] for name in both}
+    left = [
+        name
+        for name in sorted(weights.keys() - both)
+        if tuple(weights[name].shape) not in shapes
+        or not any(_is_equal(weights[name], weights[other]) for other in both)
+    ]
+    others = sorted(stored.files.keys() - both)
+    trained, written = _Totals.of(weights[name] for name in left), _Totals.of(map(stored.read, others))
+    if not trained.is_close(written):
+        raise ExportUnusableError(
+            f"the files in {folder} must have all trained weights: {trained.values} values with the sum "
+            f"{trained.total:.9g} were trained as {_names(left)}, and {written.values} values with the sum "
+            f"{written.total:.9g} were written as {_names(others)}",
+            advice=EXPORT_ADVICE,
+        )
+
+
+def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """A weight that is not a number is a fault of the training, which the evaluation names."""
+    return one.shape == other.shape and torch.allclose(
+        one.float().cpu(), other.float().cpu(), rtol=0, atol=0, equal_nan=True
+    )
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "no weight"
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """What a change of names and the division of joined matrices keep."""
+
+    values: int
+    total: float
+    magnitude: float
+
+    @classmethod
+    def of(cls, weights: Iterable[torch.Tensor]) -> "_Totals":
+        values, total, magnitude = 0, 0.0, 0.0
+        for weight in weights:
+            values += weight.numel()
+            # In 64 bits, in which the order of the sum changes less than any weight of the trained types would.
+            total += float(weight.double().sum())
+            magnitude += float(weight.double().abs().sum())
+        return cls(values, total, magnitude)
+
+    def is_close(self, other: "_Totals") -> bool:
+        is_number = math.isfinite(self.total)
+        return self.values == other.values and (
+            abs(self.total - other.total) <= 1e-12 * self.magnitude if is_number else not math.isfinite(other.total)
+        )
 
 
 _LEVELS = 127
