@@ -1,7 +1,7 @@
 """Jobs that together use every field and every value of the API.
 
 To cover a new field or value, add it to a job of TRAINED for which it makes sense. Fields without effect on a trainer
-go into RENDERED, with their place in a manifest, or into DECIDED, if only the operator uses them.
+go into RENDERED, with their place in a manifest, or into DECIDED, with the test of their effect in the operator.
 """
 
 import json
@@ -642,23 +642,86 @@ STAGE_PODS: dict[str, tuple[str, dict[str, Any], str, Any]] = {
 }
 """Row -> the stage, its block of `stages`, a path below the `spec` of its Job, and the expected value."""
 
-DECIDED: dict[str, tuple[str, ...]] = {
-    "suspend": ("suspend=true", "suspend=false"),
-    "ttl_seconds_after_finished": ("ttlSecondsAfterFinished",),
-    "deadline": ("budget.deadline",),
-    "max_restarts": ("restart.maxRestarts",),
-    "max_disruptions": ("restart.maxDisruptions",),
-    "min_nodes": ("workers.minNodes",),
-    "start_timeout": ("workers.startTimeout",),
-    "credentials_secret": ("storage.credentialsSecret",),
-    "path_style": ("storage.pathStyle=false",),
-    "update_policy": ("updatePolicy=Restart", "updatePolicy=Ignore"),
-    "reuse": ("reuse=Always", "reuse=Never"),
-    "history_limit": ("historyLimit",),
-    "poll": ("data.poll",),
-    "cron": ("schedule.cron",),
-    "time_zone": ("schedule.timeZone",),
-    "concurrency_policy": ("schedule.concurrencyPolicy=Forbid", "schedule.concurrencyPolicy=Replace"),
-    "starting_deadline_seconds": ("schedule.startingDeadlineSeconds",),
+_LIFE_CYCLE = "kubernetes/test_life_cycle.py"
+_SCHEDULE = "unit/policy/test_run_schedule.py"
+
+DECIDED: dict[str, tuple[str, str, str]] = {
+    "suspend=true": ("suspend=True", _LIFE_CYCLE, "test_a_suspended_job_saves_and_resumes"),
+    "suspend=false": ("suspend=False", _LIFE_CYCLE, "test_a_suspended_job_saves_and_resumes"),
+    "ttlSecondsAfterFinished": (
+        "ttlSecondsAfterFinished=1",
+        _LIFE_CYCLE,
+        "test_children_are_deleted_after_their_time_to_live_and_the_object_is_kept",
+    ),
+    "budget.deadline": ('"deadline"', _LIFE_CYCLE, "test_a_job_beyond_its_deadline_fails_with_its_state_saved"),
+    "restart.maxRestarts": (
+        '"maxRestarts": 3',
+        "unit/policy/test_policies.py",
+        "test_attempts_that_end_before_they_report_anything_reach_max_restarts",
+    ),
+    "restart.maxDisruptions": (
+        "DISRUPTIONS_EXHAUSTED",
+        "unit/policy/test_restart_policy.py",
+        "test_restarts_have_a_budget_and_a_backoff",
+    ),
+    "workers.minNodes": (
+        '"minNodes"',
+        _LIFE_CYCLE,
+        "test_a_job_that_lacks_workers_starts_with_fewer_and_requests_all_at_the_next_restart",
+    ),
+    "workers.startTimeout": (
+        '"startTimeout"',
+        "unit/policy/test_reconcile_plan.py",
+        "test_a_waiting_job_is_reconciled_at_its_start_timeout",
+    ),
+    "storage.credentialsSecret": (
+        '"credentialsSecret"',
+        "unit/render/test_render.py",
+        "test_the_operators_volumes_have_the_names_and_paths_that_jobs_cannot_use",
+    ),
+    "storage.pathStyle=false": (
+        '"pathStyle": False',
+        "unit/policy/test_policies.py",
+        "test_a_jobs_own_storage_has_precedence_over_that_of_the_operator",
+    ),
+    "updatePolicy=Restart": ("world.change(", _LIFE_CYCLE, "test_a_changed_spec_is_a_new_run"),
+    "updatePolicy=Ignore": (
+        'updatePolicy="Ignore"',
+        _LIFE_CYCLE,
+        "test_with_update_policy_ignore_a_run_is_completed_before_the_next_one_starts",
+    ),
+    "reuse=Always": (
+        "changed_and_back(",
+        "unit/policy/test_reuse.py",
+        "test_a_complete_run_is_the_current_one_again_and_nothing_is_started",
+    ),
+    "reuse=Never": (
+        "NOT_REUSED",
+        "unit/policy/test_reuse.py",
+        "test_a_run_that_cannot_be_reused_is_replaced_by_a_new_one",
+    ),
+    "historyLimit": (
+        "with_history_limit(",
+        "unit/policy/test_status_shape.py",
+        "test_the_history_keeps_the_newest_runs_oldest_first",
+    ),
+    "data.poll": ("POLLED", "unit/policy/test_poll_policy.py", "test_a_run_whose_start_was_not_recorded_is_adopted"),
+    "schedule.cron": ('"cron"', _LIFE_CYCLE, "test_a_scheduled_time_starts_a_run_of_the_same_spec"),
+    "schedule.timeZone": ('"zone"', _SCHEDULE, "test_times_are_those_of_the_expression_in_its_zone"),
+    "schedule.concurrencyPolicy=Forbid": (
+        '"Forbid"',
+        _SCHEDULE,
+        "test_the_concurrency_policy_decides_about_a_run_in_progress",
+    ),
+    "schedule.concurrencyPolicy=Replace": (
+        '"Replace"',
+        _SCHEDULE,
+        "test_the_concurrency_policy_decides_about_a_run_in_progress",
+    ),
+    "schedule.startingDeadlineSeconds": (
+        '"startingDeadlineSeconds"',
+        _SCHEDULE,
+        "test_a_time_that_is_too_long_ago_starts_no_run",
+    ),
 }
-"""Attribute that the operator reads -> the values that it covers; tests of its policies check the effects."""
+"""Value that only the operator uses -> what the test of its effect contains, its file below tests/, and its name."""

@@ -3,13 +3,10 @@
 import ast
 import math
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import finetune_operator
 from api_values import all_values, used_values
 from factories import make_job
 from finetune_api.constants import Stage
@@ -22,12 +19,11 @@ from finetune_operator.render import render_stage
 from finetune_operator.settings import OperatorSettings
 from finetune_trainer.supervisor.forkclient import RUN_RANK
 from finetune_trainer.train.plan import training_plan
+from process_support import ROOT
 from rows import jsonl
 from tiny_models import CHATML, save_tiny
 from training_harness import Attempt, TrainingHarness
 from value_jobs import DECIDED, RENDERED, STAGE_PODS, TRAINED, data_files, found_at, made_for
-
-OPERATOR = Path(finetune_operator.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -161,17 +157,19 @@ def test_a_field_of_another_stage_is_where_kubernetes_expects_it(row: str) -> No
     assert found_at(render_stage(config, OperatorSettings())[-1]["spec"], path) == expected
 
 
-def attributes_read() -> Iterator[str]:
-    for path in OPERATOR.rglob("*.py"):
-        yield from (node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute))
-
-
-def test_fields_that_only_the_operator_uses_are_read_by_it() -> None:
-    assert set(DECIDED) - set(attributes_read()) == set()
+@pytest.mark.parametrize("value", DECIDED)
+def test_a_value_that_only_the_operator_uses_has_a_test_of_its_effect(value: str) -> None:
+    used, file, name = DECIDED[value]
+    source = (ROOT / "tests" / file).read_text()
+    tests = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    assert name in tests, f"{file} must have the test that DECIDED names for {value}"
+    first = min(node.lineno for node in (tests[name], *tests[name].decorator_list))
+    written = "\n".join(source.splitlines()[first - 1 : tests[name].end_lineno])
+    assert used in written, f"{name} must use {value} as {used}"
 
 
 def test_every_field_and_value_of_the_api_is_covered() -> None:
-    covered = {value for values in DECIDED.values() for value in values}
+    covered = set(DECIDED)
     for spec in TRAINED.values():
         covered |= set(used_values(spec)) | {"output.uri"}
     for workers, _, _ in RENDERED.values():
