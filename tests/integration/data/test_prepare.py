@@ -303,6 +303,22 @@ def test_an_unusable_split_is_an_error_with_a_fix(place, bert, rows, data, expec
     assert caught.value.advice
 
 
+def test_a_text_of_which_the_tokenizer_keeps_nothing_is_dropped_and_reported(place, llama, tmp_path):
+    """A row without tokens would have no output."""
+    folder = shutil.copytree(llama, tmp_path / "base")
+    file = json.loads((folder / "tokenizer.json").read_text())
+    file["normalizer"] = {"type": "Replace", "pattern": {"String": "~"}, "content": ""}
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    rows = [*classified(30), {"text": "~~~", "label": "good"}]
+    prepared = place.prepare(folder, {"train": sources(place.put("train.jsonl", jsonl(rows)))})
+    assert "dropped 1 records: no loss within maxLength 1" in prepared.notes
+    assert (prepared.counts.train + prepared.counts.validation + prepared.counts.test) == 30
+    assert (place.open(prepared).lengths > 0).all()
+    assert sum(read_dataset_info(place.store, prepared.dataset_uri).label_counts["train"].values()) == (
+        prepared.counts.train
+    )
+
+
 def test_an_answer_beyond_the_maximum_length_is_dropped_and_reported(place, llama):
     long = {"prompt": "why? " * 300, "completion": "because"}
     short = {"prompt": "why?", "completion": "because"}
@@ -316,7 +332,7 @@ def test_an_answer_beyond_the_maximum_length_is_dropped_and_reported(place, llam
     dropped, total = info.dropped_tokens["train"], info.tokens["train"]
     assert (dropped, total - dropped) == (total - kept, kept)
     assert any(note.startswith(f"dropped {dropped} of {total} tokens (") for note in prepared.notes)
-    with pytest.raises(BadDataError, match=r"training split is empty; in 1 records no answer .* \(256 tokens\)"):
+    with pytest.raises(BadDataError, match=r"training split is empty; 1 records have nothing .* \(256 tokens\)"):
         place.prepare(llama, {"train": sources(place.put("long.jsonl", jsonl([long])))} | data)
 
 

@@ -875,6 +875,8 @@ class _SplitWriter:
         self.without_loss += int((~has_rows).sum())
         if token_labels is not None:
             labels = token_labels[token_labels >= 0]
+        elif self._labels_records:
+            labels = labels[has_rows]
         self.label_counts += np.bincount(labels, minlength=len(self.label_counts))[: len(self.label_counts)]
 
     def named_label_counts(self, labels: Sequence[str]) -> dict[str, int]:
@@ -884,12 +886,13 @@ class _SplitWriter:
 
 
 WITHOUT_LOSS = "no loss within maxLength"
-"""Rule under which dataset.json counts language-model records whose answer begins beyond the maximum length."""
+"""Rule under which dataset.json counts records without a row: those of a language model whose answer begins beyond the
+maximum length, and those of a classifier of whose text the tokenizer keeps nothing."""
 
 
 def _without_loss_text(bad: BadRecords, max_length: int) -> str:
     lost = bad.dropped[WITHOUT_LOSS]
-    return f"; in {lost} records no answer begins within spec.data.maxLength ({max_length} tokens)" if lost else ""
+    return f"; {lost} records have nothing to learn within spec.data.maxLength ({max_length} tokens)" if lost else ""
 
 
 def _removed_text(tallies: Mapping[str, Tally]) -> str:

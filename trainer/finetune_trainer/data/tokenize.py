@@ -128,7 +128,8 @@ def batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 
 def encode_classified(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
-    """One row per example, with the tokenizer's own special tokens, truncated to the maximum length."""
+    """One row per example, with the tokenizer's own special tokens, truncated to the maximum length. A text of which
+    the tokenizer keeps nothing gives no row: a model has no output for it."""
     encodings = tokenizer.encode_truncated([example.text for example in examples], max_length)
     ids: list[int] = []
     lengths, dropped = [], []
@@ -142,8 +143,8 @@ def encode_classified(examples: list[Example], tokenizer: FastTokenizer, max_len
         examples,
         np.array(ids, dtype=np.int32),
         None,
-        np.array(lengths, dtype=np.int32),
-        np.ones(len(examples), dtype=np.int32),
+        np.array([length for length in lengths if length], dtype=np.int32),
+        np.array([bool(length) for length in lengths], dtype=np.int32),
         np.array([bool(encoding.overflowing) for encoding in encodings], dtype=np.bool_),
         np.array(dropped, dtype=np.int64),
     )
