@@ -85,6 +85,13 @@ test-flux: $(VENV)/.ready-test ## Run the GitOps tests with Flux (3 minutes)
 test-kueue: $(VENV)/.ready-test ## Test queues with Kueue, built once (5 minutes)
 	FINETUNE_TEST_REQUIRE=kubernetes,kueue $(PYTEST) tests/kubernetes/test_kueue.py $(ARGS)
 
+.PHONY: test-processors
+test-processors: $(VENV)/.ready-test ## Test trainings with the code for other processors
+	for threads in 1 2; do \
+		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=$$threads \
+			$(PYTEST) tests/unit/model tests/unit/train tests/unit/tasks tests/integration/train $(ARGS) || exit; \
+	done
+
 .PHONY: cluster-tools
 cluster-tools: $(VENV)/.ready-test ## Install what test-kubernetes needs (9 minutes, once)
 	@PYTHONPATH=tests/support $(BIN)/python -m testcluster.tools
