@@ -842,6 +842,10 @@ def _augmentation(spec: Spec) -> Iterator[Violation]:
             f"must be absent for the format {data_format}, because only parts of its texts carry loss or have a label, "
             "and changed words would move them; remove it",
         )
+    if augmentation.min_per_class is not None and data_format not in (None, DataFormat.CLASSIFICATION):
+        yield Violation(
+            f"{path}.minPerClass", f"must be absent for the format {data_format}, which has no classes; remove it"
+        )
     methods = augmentation.methods
     if len(set(methods)) != len(methods):
         yield Violation(f"{path}.methods", "must not list a method twice; keep one")

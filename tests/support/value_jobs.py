@@ -242,6 +242,7 @@ TRAINED: dict[str, dict[str, Any]] = {
                 "methods": ["CharacterNoise", "WordDropout", "WordSwap", "Synonym"],
                 "synonyms": {"uri": "s3://{bucket}/synonyms.jsonl"},
                 "rate": 0.2,
+                "minPerClass": 12,
             },
         },
         "method": {"ia3": {"targetModules": ["key", "value", "intermediate.dense"]}},

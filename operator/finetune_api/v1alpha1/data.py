@@ -275,6 +275,10 @@ class Augmentation(ApiModel, scope=Scope.DATA):
     rate: Annotated[float, Field(ge=0.01, le=0.5)] = 0.1
     """Share of the words that are changed; at least one."""
 
+    min_per_class: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
+    """Only classes with fewer training records get copies, and only as many as they lack. Absent: all records get
+    copies. Classification only."""
+
 
 class Data(ApiModel, scope=Scope.DATA):
     """Training data, held-out splits and how records are read."""

@@ -84,6 +84,30 @@ def test_copies_are_counted_and_some_are_shown(place, bert, uri):
     assert sum(info.label_counts["train"].values()) == prepared.counts.train
 
 
+def test_only_rare_classes_get_copies_and_only_as_many_as_they_lack(place, bert):
+    """Of 60, 12 and 2 training records, for a minimum of 20: a record of the last class has only 4 copies."""
+    classes = {"often": 60, "seldom": 12, "hardly": 2}
+    rows = [
+        {"text": f"red green blue {label} {number}", "label": label}
+        for label, count in classes.items()
+        for number in range(count)
+    ]
+    data = {
+        "train": [{"uri": place.put("a.jsonl", jsonl(rows))}],
+        "validation": {"fraction": 0},
+        "test": {"sources": [{"uri": place.put("b.jsonl", jsonl(rows[:3]).replace(b"red", b"pink"))}]},
+    }
+    rare = {"augmentation": {"copies": 4, "methods": ["CharacterNoise"], "rate": 0.5, "minPerClass": 20}}
+    plain, augmented = place.prepare(bert, data), place.prepare(bert, data | rare)
+    info = read_dataset_info(place.store, augmented.dataset_uri)
+    assert info.label_counts["train"] == {"often": 60, "seldom": 20, "hardly": 10}
+    before, after = rows_of(place, plain)["train"], rows_of(place, augmented)["train"]
+    assert after[: len(before)] == before
+    (note,) = (note for note in augmented.notes if "minPerClass" in note)
+    assert note.startswith("1 classes have fewer than spec.data.augmentation.minPerClass (20) training records, ")
+    assert note.endswith("raise copies: hardly (10)")
+
+
 def test_without_augmentation_the_file_is_as_in_earlier_versions(place, bert, uri):
     prepared = place.prepare(bert, {"train": [{"uri": uri}], **SPLITS})
     assert "rules" not in json.loads(place.store.get(f"{prepared.dataset_uri}/{DATASET_FILE}"))

@@ -754,6 +754,15 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
             "spec.data.augmentation.synonyms must be absent without the method Synonym",
         ),
         (
+            "spec.data",
+            {
+                "train": [{"uri": "s3://bucket/t.txt"}],
+                "format": "Text",
+                "augmentation": {"methods": ["WordSwap"], "minPerClass": 9},
+            },
+            "spec.data.augmentation.minPerClass must be absent for the format Text, which has no classes; remove it",
+        ),
+        (
             "spec.data.augmentation",
             {"methods": ["WordSwap", "WordSwap"]},
             "spec.data.augmentation.methods must not list a method twice",

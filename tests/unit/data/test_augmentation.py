@@ -7,12 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finetune_api.v1alpha1 import AugmentationMethodName, BadRecordAction
 from finetune_trainer.data.augmentation import METHODS, Augmentation, Draw
 from finetune_trainer.data.augmentation import synonyms as synonyms_file
-from finetune_trainer.data.augmentation.step import augment_examples
+from finetune_trainer.data.augmentation.step import CopiesPerClass, augment_examples
 from finetune_trainer.data.augmentation.synonym import without_punctuation
 from finetune_trainer.data.augmentation.synonyms import read_synonyms
 from finetune_trainer.data.formats import Example
@@ -195,3 +196,26 @@ def test_a_file_that_is_too_large_or_wrong_is_refused(
     monkeypatch.setattr(synonyms_file, "MAX_FILE_BYTES", 1000)
     with pytest.raises(BadDataError, match=message):
         read_synonyms(file_of(tmp_path, name, content))
+
+
+@pytest.mark.parametrize(
+    ("counts", "least", "copies", "expected"),
+    [
+        ([4], 6, [3, 3, 3, 3], [1, 1, 0, 0]),
+        ([2], 6, [3, 3], [2, 2]),
+        ([2], 7, [3, 3], [3, 2]),
+        ([2], 20, [3, 3], [3, 3]),
+        ([5], 5, [3, 3, 3, 3, 3], [0, 0, 0, 0, 0]),
+        ([2], 6, [1, 3], [1, 2]),
+    ],
+    ids=["fewer than records", "equal", "one more", "too few", "enough", "a record with one copy"],
+)
+def test_copies_are_taken_from_all_records_of_a_rare_class_alike(
+    counts: list[int], least: int, copies: list[int], expected: list[int]
+) -> None:
+    selection = CopiesPerClass(np.array(counts), least)
+    records = np.repeat(np.arange(len(copies)), copies)
+    taken = []
+    for half in np.array_split(records, [len(records) - copies[-1]]):  # the last record is in another bucket
+        taken += half[selection.take(half, np.zeros_like(half))].tolist()
+    assert np.bincount(np.array(taken, dtype=np.int64), minlength=len(copies)).tolist() == expected

@@ -27,7 +27,7 @@ from ..tasks import TASKS
 from . import few_shot, source_weights, splits
 from .augmentation import Augmentation
 from .augmentation import step as augmentation_step
-from .augmentation.step import augment_examples
+from .augmentation.step import CopiesPerClass, augment_examples
 from .chat import TEMPLATE_DATE
 from .comparison import Comparison
 from .formats import FORMATS, Formatter
@@ -303,7 +303,7 @@ def _build(
         rows.bad.dropped[step.name] += tally.dropped
     with report.phase("write", "writing shards"):
         written = {split: _SplitWriter(store, dataset_uri, split, inputs, len(labels)) for split in SPLITS}
-        rows.write(written, functools.partial(_decoded, inputs.tokenizer), report)
+        remarks += rows.write(written, inputs, labels, report)
     is_checked_again = steps.split.key or steps.weights or any(step.after_split for step in steps.on_features)
     if support.labels_tokens or (labels and is_checked_again):
         remarks += _check_labels_left(labels, written["train"].label_counts, removed)
@@ -716,13 +716,17 @@ class _Rows:
         return repeats.info(spec)
 
     def write(
-        self, written: dict[str, "_SplitWriter"], decode: Callable[[Sequence[int]], str], report: ProgressReporter
-    ) -> None:
+        self, written: dict[str, "_SplitWriter"], inputs: Inputs, names: Sequence[str], report: ProgressReporter
+    ) -> tuple[str, ...]:
         """Write the rows of the training files in key order, each to its split, then those of the held-out files.
 
         Copies are written after the rows of a bucket, if their record is in the training split. Rows that are written
         several times follow each other only after all rows of the bucket, so that memory does not depend on weights.
+        `names`: of the labels. Returns remarks for the user.
         """
+        decode = functools.partial(_decoded, inputs.tokenizer)
+        least = inputs.augmentation.min_per_class if inputs.augmentation else None
+        per_class = None if least is None else CopiesPerClass(self._training_counts(len(names)), least)
         columns = ["key", "number", *self._columns()]
         total = sum(source.rows for source in self.sources)
         done = 0
@@ -737,7 +741,7 @@ class _Rows:
                 if name == "train" and "copies" in columns:
                     ends = np.cumsum([len(part) for part in assigned])
                     runs = np.searchsorted(ends, order[chosen], side="right")
-                    self._write_copies(rows, runs, codes[chosen], written[name], decode)
+                    self._write_copies(rows, runs, codes[chosen], written[name], decode, per_class)
             done += len(order)
             report.update(activity=f"writing shards: {done:,} of {total:,} records")
         for (split, run), codes, token_codes in zip(self.runs, self.codes, self._token_codes(), strict=True):
@@ -748,6 +752,7 @@ class _Rows:
                 written[split].add(rows.take(pa.array(np.flatnonzero(labels >= 0))), labels[labels >= 0])
         for writer in written.values():
             writer.writer.flush()
+        return () if least is None else _check_classes(names, written["train"].label_counts, least)
 
     def _write_copies(
         self,
@@ -756,12 +761,16 @@ class _Rows:
         codes: NDArray[np.int64],
         writer: "_SplitWriter",
         decode: Callable[[Sequence[int]], str],
+        per_class: CopiesPerClass | None,
     ) -> None:
         """Write the copies of training rows. `runs` has the number of each row's run among those of training files."""
         copies, counts = copies_of(rows)
         is_usable = copies["rows"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False) > 0
         copies = copies.filter(pa.array(is_usable))
         records = np.repeat(np.arange(len(counts)), counts)[is_usable]
+        if per_class is not None:
+            is_taken = per_class.take(records, codes[records])
+            copies, records = copies.filter(pa.array(is_taken)), records[is_taken]
         writer.add(copies, codes[records])
         tally = self.tallies[augmentation_step.NAME]
         tally.added += len(records)
@@ -775,6 +784,19 @@ class _Rows:
             if text is not None:
                 run = training[runs[record]]
                 tally.show(Place(run.uri, rows["number"][record].as_py(), run.unit), text)
+
+    def _training_counts(self, classes: int) -> NDArray[np.int64]:
+        """(classes,): rows of each class that the training split gets from the files."""
+        counts = np.zeros(classes, dtype=np.int64)
+        for bucket in range(self.buckets):
+            table, order, codes = self._training_rows(bucket, ["key", "label", "rows"])
+            runs = [run for split, run in self.runs if split == "train"]
+            assigned = np.concatenate([read_splits(run, bucket) for run in runs])[order]
+            times = np.concatenate([read_repeats(run, bucket) for run in runs])[order]
+            rows = table["rows"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+            is_used = (assigned == splits.TRAIN) & (rows[order] > 0)
+            counts += np.bincount(codes[is_used], times[is_used], minlength=classes).astype(np.int64)
+        return counts
 
     def _columns(self) -> list[str]:
         names = ["label", "truncated", "dropped", "rows", "tokens", "loss", "token labels", "copies"]
@@ -883,6 +905,17 @@ class _SplitWriter:
         """Label -> number of examples or tokens, for the labels that occur in the split."""
         found = dict(zip(labels, self.label_counts.tolist(), strict=True))
         return {label: count for label, count in sorted(found.items()) if count}
+
+
+def _check_classes(labels: Sequence[str], counts: NDArray[np.int64], min_per_class: int) -> tuple[str, ...]:
+    """A remark on classes that have too few different copies."""
+    few = [f"{label} ({count})" for label, count in zip(labels, counts.tolist(), strict=True) if count < min_per_class]
+    if not few:
+        return ()
+    return (
+        f"{len(few)} classes have fewer than spec.data.augmentation.minPerClass ({min_per_class}) training records, "
+        f"because their records have too few different copies; raise copies: {listed(few, most=4)}",
+    )
 
 
 WITHOUT_LOSS = "no loss within maxLength"

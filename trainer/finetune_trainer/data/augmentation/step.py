@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finetune_api.v1alpha1 import AugmentationMethodName, Spec
 
 from ..formats import Example
@@ -30,6 +33,8 @@ class Augmentation:
     seed: int
     synonyms: Mapping[str, tuple[str, ...]]
     synonyms_digest: str
+    min_per_class: int | None = None
+    """Only classes with fewer training records get copies."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -40,7 +45,7 @@ class Augmentation:
             "rate": self.rate,
             "seed": self.seed,
             "synonyms": self.synonyms_digest,
-        }
+        } | ({} if self.min_per_class is None else {"minPerClass": self.min_per_class})
 
     def copies_of(self, text: str) -> list[str]:
         """Different changed copies, at most `copies`. They depend on the text and the parameters alone."""
@@ -65,7 +70,37 @@ def augmentation_of(spec: Spec, synonyms: Mapping[str, tuple[str, ...]], synonym
     wanted = spec.data.augmentation
     if wanted is None:
         return None
-    return Augmentation(wanted.copies, wanted.methods, wanted.rate, spec.training.seed, synonyms, synonyms_digest)
+    return Augmentation(
+        wanted.copies,
+        wanted.methods,
+        wanted.rate,
+        spec.training.seed,
+        synonyms,
+        synonyms_digest,
+        wanted.min_per_class,
+    )
+
+
+class CopiesPerClass:
+    """Selects copies until each class has enough training records, the same number of each record of a class.
+
+    `counts`: training records of each class, shape (classes,).
+    """
+
+    def __init__(self, counts: NDArray[np.int64], min_per_class: int) -> None:
+        self._left = np.maximum(min_per_class - counts, 0)
+        self._of_each = -(-self._left // np.maximum(counts, 1))
+
+    def take(self, records: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the next copies to use. `records` has the record of each, ascending; `classes` its class."""
+        starts = np.flatnonzero(np.diff(records, prepend=-1))
+        number = np.arange(len(records)) - np.repeat(starts, np.diff(starts, append=len(records)))
+        taken = number < self._of_each[classes]
+        for each in np.unique(classes[taken]).tolist():
+            places = np.flatnonzero(taken & (classes == each))
+            taken[places[self._left[each] :]] = False
+            self._left[each] -= min(len(places), self._left[each])
+        return taken
 
 
 def augment_examples(augmentation: Augmentation, examples: Iterator[Example], tally: Tally) -> Iterator[Example]:
