@@ -97,6 +97,18 @@ class ExtendedVocabulary(Exchanged):
     letters and digits."""
 
 
+class RuleCounts(Exchanged):
+    """What one optional step of the data, for example a rule of `spec.data.cleaning`, did to the records."""
+
+    rule: str
+    changed: int = 0
+    """Records with other text than in their file."""
+    dropped: int = 0
+    """Records that are in no split."""
+    added: int = 0
+    """Changed copies of records in the training split."""
+
+
 class Prepared(Exchanged):
     """Result of the prepare stage, in its termination message and in the record of the run, which later stages read."""
 
@@ -137,6 +149,8 @@ class Prepared(Exchanged):
     """Parameters of the base model that `spec.model.quantization` quantizes."""
     quantized_bytes: int = 0
     """Size of the weights of the quantized base model, including those that are not quantized."""
+    rules: tuple[RuleCounts, ...] = ()
+    """Of the optional steps of the data, in their order."""
     test_tokens: int | None = None
     """Tokens of the test split. Absent: written by an older trainer."""
     regression_tokens: int = 0

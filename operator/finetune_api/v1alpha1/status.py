@@ -302,6 +302,19 @@ class PromotionStatus(StatusModel):
     """When it was decided."""
 
 
+class RuleStatus(StatusModel):
+    """What one optional step of the data, for example a rule of `data.cleaning`, did to the records."""
+
+    rule: str = ""
+    """Name of the field."""
+    changed: int = 0
+    """Records with other text than in their file."""
+    dropped: int = 0
+    """Records that are in no split."""
+    added: int = 0
+    """Changed copies of records in the training split."""
+
+
 class ResolvedStatus(StatusModel):
     """Values of the fields that the user left out, and facts about model and data."""
 
@@ -342,6 +355,8 @@ class ResolvedStatus(StatusModel):
     """Parameters of the base model."""
     frozen_parameters: int | None = None
     """Those of them that `method.full.freeze` excludes from the training. Absent: none."""
+    rules: tuple[RuleStatus, ...] = ()
+    """Counts of the optional steps of the data, in their order."""
     test_tokens: int | None = None
     """Tokens of the test split."""
     regression_tokens: int | None = None

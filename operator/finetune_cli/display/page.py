@@ -49,6 +49,7 @@ class Page:
             self._progress,
             self._attempts,
             self._failure,
+            self._rules,
             self._notes,
             self._warnings,
             self._results,
@@ -123,6 +124,14 @@ class Page:
         yield from self._row("where", ", ".join(filter(None, [rank, pod, node])))
         yield from self._row("message", *_first_and_last(failure.message.splitlines()))
         yield from self._row("advice", failure.advice)
+
+    def _rules(self) -> Iterator[str]:
+        resolved = self.status.run.resolved
+        if resolved is None or not resolved.rules:
+            return
+        headings = ("data rule", "changed", "dropped", "added")
+        rows = [(each.rule, *(f"{n:,}" for n in (each.changed, each.dropped, each.added))) for each in resolved.rules]
+        yield from table_lines(headings, rows, numbers=True, gap=_GAP, first_width=_LABEL_WIDTH - _GAP)
 
     def _notes(self) -> Iterator[str]:
         for number, note in enumerate(self.status.run.notes):

@@ -74,6 +74,7 @@ def test_copies_are_counted_and_some_are_shown(place, bert, uri):
     (rule,) = info.rules
     assert (rule.rule, rule.changed, rule.dropped) == ("augmentation", 0, 0)
     assert 54 < rule.added == prepared.counts.train - 54 <= 108
+    assert [(each.rule, each.added) for each in prepared.rules] == [("augmentation", rule.added)]
     assert len(rule.examples) == 3
     texts = {f"{uri} line {number}": row["text"] for number, row in enumerate(records(), 1)}
     for shown in rule.examples:

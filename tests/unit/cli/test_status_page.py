@@ -146,6 +146,20 @@ def test_notes_of_the_prepare_stage_are_on_the_page() -> None:
     assert lines[at + 1] == "              ZeRO stage 2"
 
 
+def test_what_the_rules_of_the_data_did_is_a_table_on_the_page() -> None:
+    rules = [{"rule": "exactDuplicates", "dropped": 1204}, {"rule": "redact", "changed": 7}, {"rule": "augmentation"}]
+    lines = page(merged(BUSY, {"run": {"resolved": {"rules": rules}}}))
+    at = next(index for index, line in enumerate(lines) if line.startswith("data rule"))
+    assert [line.split() for line in lines[at : at + 4]] == [
+        ["data", "rule", "changed", "dropped", "added"],
+        ["exactDuplicates", "0", "1,204", "0"],
+        ["redact", "7", "0", "0"],
+        ["augmentation", "0", "0", "0"],
+    ]
+    assert max(map(len, lines)) <= 80
+    assert not any(line.startswith("data rule") for line in page(BUSY)), "without rules there is no table"
+
+
 def test_warnings_are_on_the_page() -> None:
     warnings = ["checkpoint 00000004-a0001 cannot be used: a blob is missing, " * 2, "no conditions"]
     lines = page(merged(BUSY, {"run": {"warnings": warnings}}))

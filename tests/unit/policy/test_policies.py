@@ -17,6 +17,7 @@ from finetune_api.v1alpha1 import (
     FineTuneJob,
     Outcome,
     ResolvedStatus,
+    RuleStatus,
     Status,
 )
 from finetune_api.validation import parse_job
@@ -367,6 +368,14 @@ def test_status_keeps_the_learning_rate_that_the_training_has_chosen() -> None:
     for found in (after, folded(running, after, Progress(stage="train", attempt=1, step=3, zero_stage=3))):
         assert found.run.resolved is not None
         assert found.run.resolved.learning_rate == 3e-4
+
+
+def test_status_keeps_what_the_rules_of_the_data_did() -> None:
+    prepared = make_prepared(rules=({"rule": "redact", "changed": 3}, {"rule": "nearDuplicates", "dropped": 2}))
+    pod = replace(make_pod(0, 0), message=TerminationMessage(stage="prepare", exit_code=0, prepared=prepared))
+    found = folded(Observed((make_stage(Stage.PREPARE, ended="Complete", pods=(pod,)),))).run.resolved
+    assert found is not None
+    assert found.rules == (RuleStatus(rule="redact", changed=3), RuleStatus(rule="nearDuplicates", dropped=2))
 
 
 def test_status_keeps_the_revision_that_the_preparation_resolved() -> None:

@@ -16,7 +16,7 @@ from finetune_api.evaluation_needs import EvaluationNeeds, model_copies
 from finetune_api.rules import FORMATS_WITH_PROMPTS, limiting_memory, memory_fingerprint, task_of, violations
 from finetune_api.run_layout import dataset_folder
 from finetune_api.support import NEW_TOKEN_ZERO_STAGES, QUANTIZATION_ZERO_STAGES, SUPPORT, ZERO_STAGES
-from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, TrainerConfig
+from finetune_api.trainer_config import ExtendedVocabulary, Prepared, PreparedConfig, RuleCounts, TrainerConfig
 from finetune_api.v1alpha1 import ArtifactFormat, Batching, Data, DataFormat, Dtype, Offload, Spec, Task
 from finetune_api.v1alpha1.quantities import amount
 
@@ -177,6 +177,10 @@ def prepare(config: TrainerConfig, store: ObjectStore, runtime: RuntimeEnv, repo
         trained_parameters=METHODS[spec.method.name].parameters(facts, spec.method.block).trained,
         quantized_parameters=quantized.parameters,
         quantized_bytes=quantized.bytes,
+        rules=tuple(
+            RuleCounts(rule=each.rule, changed=each.changed, dropped=each.dropped, added=each.added)
+            for each in info.rules
+        ),
         test_tokens=info.tokens.get("test", 0),
         regression_tokens=regression_tokens,
         memory_estimate_bytes=choice.process_bytes,
