@@ -1,6 +1,7 @@
 """Complete runs on one machine: each of them succeeds or reports the reason."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,15 @@ def test_a_changed_spec_is_a_new_run_on_the_same_prepared_data(bench) -> None:
         record = bench.store.get_json(f"{folder}/evaluation.json")
         assert (record["run"], record["model"]["uri"]) == (job.status.run.number, job.status.run.artifact.uri)
         assert record["model"]["digest"] == job.status.run.artifact.digest
+    pages = [bench.store.get(job.status.run.artifact.report).decode() for job in (first, second)]
+    assert ["Earlier runs of the job" in page for page in pages] == [False, True]
+    compared = pages[1].partition("Earlier runs of the job")[2].partition("<h2>Configuration</h2>")[0]
+    assert "A is this run, B is run 1." in " ".join(compared.split())
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", compared)
+    rate = cells.index("spec.training.learningRate")
+    assert cells[rate + 1 : rate + 3] == ["0.002", "0.001"]
+    assert compared.count("<svg") >= 3, "training loss, validation loss and accuracy"
+    assert "unknown" not in compared, "costs, which no run in storage has, are not mentioned"
 
 
 @pytest.mark.parametrize(

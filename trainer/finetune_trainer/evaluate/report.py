@@ -27,6 +27,8 @@ from .pages import page_environment
 from .pruned import speed_ratio
 from .quantized import speed
 from .records import Evaluation, ModelMetrics
+from .run_comparison import RunComparison
+from .run_comparison_page import shown_differences
 from .timeline import AttemptBar, attempt_bars, phases, restart_marks, step_seconds
 from .training_log import TrainingLog
 
@@ -53,6 +55,8 @@ class ReportInputs:
     """Phase durations of the evaluation itself."""
     rate: ChosenRate | None = None
     """The learning rate that was chosen because the spec had none."""
+    earlier: RunComparison | None = None
+    """The run beside the earlier ones of its job. None: there are none."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def render_report(inputs: ReportInputs) -> str:
             pairs=compare.confused_pairs(figures) if figures else (),
             data=inputs.data,
             length_chart=_length_chart(inputs.data),
+            earlier=shown_differences(inputs.earlier) if inputs.earlier else None,
             configuration=yaml_text({"spec": spec_document(inputs.config.spec)}),
         )
     )

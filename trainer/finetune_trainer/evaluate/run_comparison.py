@@ -165,25 +165,29 @@ def curve_title(name: str) -> str:
     return (metrics | others)[name]
 
 
-def read_run(store: ObjectStore, uri: str, *, name: str, cost: CostStatus | None = None) -> StoredDocuments:
-    """Read the documents of a run.
+def read_run(
+    store: ObjectStore, uri: str, *, name: str, cost: CostStatus | None = None, most_bytes: int | None = None
+) -> StoredDocuments:
+    """Read the documents of a run, each of at most `most_bytes`, if it is given.
 
     Raises ObjectMissingError if there is no run, and StorageProtocolError if a document is too large or unreadable.
     """
     layout = RunLayout(uri)
-    record = _read(store, layout.record, _Record)
+    record = _read(store, layout.record, _Record, most_bytes)
     if record is None:
         raise ObjectMissingError(
             f"there is no run at {uri}",
             advice="write JOB, JOB:RUN or the folder of a run: s3://BUCKET/.../runs/r0001-...",
         )
-    evaluation = _read(store, layout.evaluation, _Evaluation)
-    training = _read(store, layout.training_log, TrainingLog)
+    evaluation = _read(store, layout.evaluation, _Evaluation, most_bytes)
+    training = _read(store, layout.training_log, TrainingLog, most_bytes)
     return StoredDocuments(name, uri, record, evaluation, training, cost)
 
 
-def compare_runs(stored: Sequence[StoredDocuments]) -> RunComparison:
-    """Compare two to `MAX_RUNS` runs. Pure."""
+def compare_runs(
+    stored: Sequence[StoredDocuments], *, with_cost: bool = True, more_notes: Sequence[str] = ()
+) -> RunComparison:
+    """Compare two to `MAX_RUNS` runs. Pure. `with_cost`: say which costs are unknown."""
     runs = tuple(_summary(label, run) for label, run in zip(ascii_uppercase, stored, strict=False))
     is_one_task = len({run.task for run in runs}) == 1
     specs = {run.label: _spec_values(document.record) for run, document in zip(runs, stored, strict=True)}
@@ -192,12 +196,16 @@ def compare_runs(stored: Sequence[StoredDocuments]) -> RunComparison:
         changes=_changes({label: found for label, found in specs.items() if found is not None}),
         metrics=_names([str(metric) for metric in Metric], (run.metrics for run in runs if run.evaluated), is_one_task),
         curves=_names(CURVES, (run.curves for run in runs if run.curves), is_one_task),
-        notes=(*_notes(runs, is_one_task), *(_unread_note(label) for label, found in specs.items() if found is None)),
+        notes=(
+            *more_notes,
+            *_notes(runs, is_one_task, with_cost),
+            *(_unread_note(label) for label, found in specs.items() if found is None),
+        ),
     )
 
 
-def _read(store: ObjectStore, uri: str, kind: type[Document]) -> Document | None:
-    limit = _MAX_BYTES[uri.rpartition("/")[2]]
+def _read(store: ObjectStore, uri: str, kind: type[Document], most_bytes: int | None = None) -> Document | None:
+    limit = most_bytes or _MAX_BYTES[uri.rpartition("/")[2]]
     found = store.get_version(uri, most_bytes=limit)
     if found is None:
         return None
@@ -279,7 +287,7 @@ def _names(order: Iterable[str], present: Iterable[Mapping[str, Any]], is_one_ta
     return tuple(name for name in order if name in wanted)
 
 
-def _notes(runs: Sequence[RunSummary], is_one_task: bool) -> Iterable[str]:
+def _notes(runs: Sequence[RunSummary], is_one_task: bool, with_cost: bool) -> Iterable[str]:
     if not is_one_task:
         tasks = ", ".join(f"{run.label} {run.task or 'unknown'}" for run in runs)
         yield f"The runs have different tasks ({tasks}): only metrics and curves that all of them have are compared."
@@ -292,7 +300,7 @@ def _notes(runs: Sequence[RunSummary], is_one_task: bool) -> Iterable[str]:
             yield f"{run.label} has no test split, so it has no metrics."
         if not run.curves:
             yield f"{run.label} has no training log yet, so it has no curves."
-        if run.cost is None:
+        if run.cost is None and with_cost:
             yield f"The cost of {run.label} is unknown: only the status of its job has it."
 
 

@@ -5,6 +5,7 @@ would interpret other texts as formulas.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 
@@ -21,16 +22,17 @@ _SHARES = frozenset(f"eval_{metric.key}" for metric in Metric if METRIC_SUPPORT[
 
 def render_comparison(comparison: RunComparison) -> str:
     """The HTML page as text."""
-    return (
-        page_environment()
-        .get_template("comparison.html.j2")
-        .render(
-            comparison=comparison,
-            charts=[(curve_title(name), _chart(name, comparison.runs)) for name in comparison.curves],
-            metrics=[(metric_name(Metric(name)), name) for name in comparison.metrics],
-            text=lambda name, value: metric_text(Metric(name), value),
-        )
-    )
+    return page_environment().get_template("comparison.html.j2").render(shown_differences(comparison))
+
+
+def shown_differences(comparison: RunComparison) -> dict[str, Any]:
+    """The arguments of the template `differences.html.j2`."""
+    return {
+        "comparison": comparison,
+        "charts": [(curve_title(name), _chart(name, comparison.runs)) for name in comparison.curves],
+        "metrics": [(metric_name(Metric(name)), name) for name in comparison.metrics],
+        "text": lambda name, value: metric_text(Metric(name), value),
+    }
 
 
 def _chart(name: str, runs: Sequence[RunSummary]) -> Markup:

@@ -3,6 +3,7 @@
 A single process.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -41,6 +42,7 @@ from ..tracking.reports import open_reports
 from . import compare
 from .candidates import Candidate, base_candidate, exported_candidates, random_head_reason
 from .data_section import DataSection
+from .earlier_runs import compare_with_earlier_runs
 from .evaluator import ModelEvaluator, ModelResult, model_metrics
 from .model_card import model_card
 from .old_runs import delete_old_runs
@@ -453,6 +455,7 @@ def _write(inputs: ReportInputs, store: ObjectStore) -> str:
         card = model_card(record, config, inputs.data, artifact)
         address = f"{config.layout.artifact(artifact)}/README.md"
         store.put(address, card.encode(), content_type="text/markdown; charset=utf-8")
+    inputs = dataclasses.replace(inputs, earlier=compare_with_earlier_runs(config, store))
     uri = config.layout.report
     store.put(uri, render_report(inputs).encode(), content_type="text/html; charset=utf-8")
     return uri
