@@ -275,7 +275,7 @@ def main() -> None:
         try:
             control.start()
             install(control)
-            with simulated_nodes(control, NODES):
+            with simulated_nodes(control, NODES, removed=False):
                 found = asyncio.run(measure(options, control))
         finally:
             control.stop()

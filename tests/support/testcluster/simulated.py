@@ -35,8 +35,13 @@ def simulated_node(index: int, gpus: int, *, tainted: bool) -> dict[str, Any]:
 
 
 @contextmanager
-def simulated_nodes(control: ControlPlane, count: int, *, gpus: int = 8, tainted: bool = False) -> Iterator[list[str]]:
-    """Yield their names once all are ready. Next to real nodes, taint them, and give the pods LABEL and TOLERATION."""
+def simulated_nodes(
+    control: ControlPlane, count: int, *, gpus: int = 8, tainted: bool = False, removed: bool = True
+) -> Iterator[list[str]]:
+    """Yield their names once all are ready. Next to real nodes, taint them, and give the pods LABEL and TOLERATION.
+
+    `removed`: delete them at the end, because others use the control plane after that.
+    """
     program = binaries.built(binaries.KWOK, control.say) / "kwok"
     selector = ",".join(f"{key}={value}" for key, value in LABEL.items())
     started = time.monotonic()
@@ -59,7 +64,8 @@ def simulated_nodes(control: ControlPlane, count: int, *, gpus: int = 8, tainted
         yield [node["metadata"]["name"] for node in nodes]
     finally:
         kwok.kill()
-        control.kubectl("delete", "nodes", f"--selector={selector}", "--wait=false", within=300)
+        if removed:
+            control.kubectl("delete", "nodes", f"--selector={selector}", "--wait=false", within=300)
 
 
 def ready_count(control: ControlPlane, selector: str) -> int:
