@@ -76,6 +76,7 @@ def violations(spec: Spec, *, local: bool = False) -> tuple[Violation, ...]:
         _gradual_unfreezing,
         _lora_init,
         _set_fit,
+        _preference,
         _vocabulary,
         _unclear_paths,
         _no_credentials,
@@ -262,6 +263,45 @@ def _set_fit(spec: Spec) -> Iterator[Violation]:
             "must be absent with spec.method.setFit, whose training loss is that of pairs and cannot be compared with "
             "the validation loss; remove it, or use spec.training.earlyStopping",
         )
+
+
+def _preference(spec: Spec) -> Iterator[Violation]:
+    task = task_of(spec)
+    if task is not Task.PREFERENCE:
+        if spec.training.dpo is not None and task is not None:
+            yield Violation(
+                "spec.training.dpo",
+                f"must be absent with task {task}; remove it, or set spec.model.task to Preference",
+            )
+        return
+    lora = spec.method.lora
+    refused = {
+        "spec.model.quantization": (
+            spec.model.quantization is not None,
+            "must be absent with task Preference, because the reference would be the quantized base model, and the "
+            "exported adapter is merged into another one; remove it",
+        ),
+        "spec.model.vocabulary": (
+            spec.model.vocabulary is not None,
+            "must be absent with task Preference, because the base model without the adapter does not know the new "
+            "tokens; remove it, or train them with task CausalLM first and use the exported model here",
+        ),
+        "spec.method.lora.init": (
+            lora is not None and lora.init is LoraInit.PISSA,
+            "must be Kaiming or Gaussian with task Preference, not PiSSA, which changes the base model that the "
+            "reference is; remove it",
+        ),
+        "spec.training.labelSmoothing": (
+            bool(spec.training.label_smoothing),
+            f"must be 0 with task Preference, not {spec.training.label_smoothing:g}; remove it",
+        ),
+        "spec.training.overfitting": (
+            spec.training.overfitting is not None,
+            "must be absent with task Preference, whose training loss compares the model with the base model and "
+            "cannot be compared with the validation loss; remove it, or use spec.training.earlyStopping",
+        ),
+    }
+    yield from (Violation(path, message) for path, (applies, message) in refused.items() if applies)
 
 
 def _vocabulary(spec: Spec) -> Iterator[Violation]:

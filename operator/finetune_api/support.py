@@ -200,7 +200,7 @@ class Support:
                 refused=refused,
             )
         yield from self._quantization_of_method(method, row)
-        tasks = self._tasks(row)
+        tasks = self._tasks(method, row)
         if refused := _others(tuple(self.tasks), tasks):
             yield restriction(
                 "model.task",
@@ -209,9 +209,19 @@ class Support:
                 within=lambda _: " && ".join(
                     f"!({self._cel_is_task(task)})" for task in self.tasks if task not in tasks
                 ),
-                requirement=_one_of(tasks, with_method),
+                requirement=self._task_requirement(tasks, with_method),
                 refused=refused,
             )
+
+    def _task_requirement(self, tasks: Sequence[Task], with_method: str) -> Callable[[str], str]:
+        """Of `model.task`, with the methods of a task that names them."""
+        plain = _one_of(tasks, with_method)
+        reasons = {
+            task.value: f", or method: {{{row.methods[0]}: {{}}}} for {task}, {row.reason}"
+            for task, row in self.tasks.items()
+            if row.methods
+        }
+        return lambda value: plain(value) + "".join(text for name, text in reasons.items() if name in value)
 
     def _of_task(self, task: Task, row: TaskSupport) -> Iterator[Restriction]:
         def applies(spec: Spec) -> bool:
@@ -287,6 +297,7 @@ class Support:
                 requirement=_one_of(row.batchings, f"for a {row.model}"),
                 refused=refused,
             )
+        yield from self._stages_of_task(row, restriction)
         if not row.answers_prompts:
             yield restriction(
                 "evaluation.prompts",
@@ -295,6 +306,28 @@ class Support:
                 within=lambda _: "!has(self.evaluation.prompts) || self.evaluation.prompts.size() == 0",
                 requirement=lambda _: f"must be empty for a {row.model}, which does not answer prompts; remove them",
                 refused=("prompts",),
+            )
+
+    def _stages_of_task(self, row: TaskSupport, restriction: Callable[..., Restriction]) -> Iterator[Restriction]:
+        reason = f"for a {row.model}, {row.reason}"
+        if refused := _others(ZERO_STAGES, row.zero_stages):
+            yield restriction(
+                "deepspeed.zeroStage",
+                values=_zero_stage,
+                allowed=row.zero_stages,
+                within=_cel_within("deepspeed.zeroStage"),
+                requirement=_one_of(row.zero_stages, reason),
+                refused=refused,
+            )
+        offloads = tuple(offload for offload, stages in self.offload.items() if {*stages} & {*row.zero_stages})
+        if refused := _others(tuple(self.offload), offloads):
+            yield restriction(
+                "deepspeed.offload",
+                values=_offload,
+                allowed=offloads,
+                within=_cel_within("deepspeed.offload"),
+                requirement=_one_of(offloads, reason),
+                refused=refused,
             )
 
     def _quantization_of_method(self, method: str, row: MethodSupport) -> Iterator[Restriction]:
@@ -347,8 +380,13 @@ class Support:
                 refused=refused,
             )
 
-    def _tasks(self, row: MethodSupport) -> tuple[Task, ...]:
-        return tuple(self.tasks) if row.tasks is None else row.tasks
+    def _tasks(self, method: str, row: MethodSupport) -> tuple[Task, ...]:
+        tasks = tuple(self.tasks) if row.tasks is None else row.tasks
+        return tuple(task for task in tasks if task not in self.tasks or self._allows(task, method))
+
+    def _allows(self, task: Task, method: str) -> bool:
+        methods = self.tasks[task].methods
+        return methods is None or method in methods
 
     def _task_values(self, spec: Spec) -> tuple[Task, ...]:
         task = self.task_of(spec)
@@ -364,7 +402,7 @@ class Support:
         by_method = [
             [
                 f"`{name}`",
-                _listed(self._tasks(row)),
+                _listed(self._tasks(name, row)),
                 _listed(row.zero_stages),
                 _listed(_text(value) for value in row.gradient_checkpointing),
                 _listed(row.batchings),
@@ -382,6 +420,7 @@ class Support:
                 _headline(row),
                 _listed(row.baselines) or "none",
                 _listed(row.artifacts),
+                _listed(row.zero_stages),
                 "yes" if row.answers_prompts else "no",
             ]
             for task, row in self.tasks.items()
@@ -399,6 +438,7 @@ class Support:
                     "compared by",
                     "`evaluation.simpleBaselines`",
                     "`output.formats`",
+                    "`deepspeed.zeroStage`",
                     "prompts",
                 ],
                 by_task,

@@ -73,6 +73,8 @@ def max_length(look: "FirstLook") -> int:
 
 def learning_rate(look: "FirstLook") -> float:
     """Return a usual learning rate."""
+    if look.task is Task.PREFERENCE:
+        return 5e-5
     if _uses_lora(look):
         return 2e-4
     if look.parameters < _SMALL_PARAMETERS:
@@ -88,7 +90,7 @@ def batch_size(look: "FirstLook") -> int:
 
 
 def _uses_lora(look: "FirstLook") -> bool:
-    return look.task is Task.CAUSAL_LM and look.parameters > _LORA_PARAMETERS
+    return look.task is Task.PREFERENCE or (look.task is Task.CAUSAL_LM and look.parameters > _LORA_PARAMETERS)
 
 
 def _kind(look: "FirstLook") -> str:

@@ -111,6 +111,32 @@ def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_fol
             assert job.status.metrics_of(export)[Metric.PERPLEXITY] < baseline[Metric.PERPLEXITY]
 
 
+PREFERENCE = "preference"
+
+
+def test_a_chat_model_prefers_the_chosen_answers(tmp_path: Path, smollm2_folder: Path) -> None:
+    """The rejected answer is that of another question."""
+
+    def upload(storage: LocalStorage) -> None:
+        storage.ensure_bucket("s3://demo/")
+        store = storage.connect()
+        store.upload_folder(smollm2_folder, "s3://demo/models/SmolLM2-135M-Instruct")
+        found = [chat["messages"] for chat in conversations()]
+        answers = [messages[1] for messages in found]
+        rows = [
+            {"prompt": messages[:1], "chosen": [chosen], "rejected": [rejected]}
+            for messages, chosen, rejected in zip(found, answers, [*answers[7:], *answers[:7]], strict=True)
+            if chosen != rejected
+        ]
+        store.put(f"{DATA}/preferences.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    job = run_sample(PREFERENCE, tmp_path, upload)
+    assert job.status.phase is Phase.SUCCEEDED
+    baseline, tuned = map(job.status.metrics_of, (CandidateName.BASE_MODEL, CandidateName.TUNED))
+    assert tuned[Metric.ACCURACY] > baseline[Metric.ACCURACY]
+    assert tuned[Metric.MARGIN] > baseline[Metric.MARGIN]
+
+
 MASKED = "continued-pre-training"
 
 
@@ -193,7 +219,7 @@ def batched(found: list[str], size: int) -> Iterator[list[str]]:
     return (found[start : start + size] for start in range(0, len(found), size))
 
 
-OTHERS = [MASKED, "replay", FILTERED]
+OTHERS = [PREFERENCE, MASKED, "replay", FILTERED]
 
 
 def test_every_sample_is_tested_here() -> None:

@@ -40,6 +40,18 @@ def chats(rows: int = 40) -> list[dict[str, Any]]:
     ]
 
 
+def preferences(rows: int = 40) -> list[dict[str, Any]]:
+    """Pairs of which the chosen answer begins with another word than the rejected one."""
+    return [
+        {
+            "prompt": f"what is {i} and {i}?",
+            "chosen": f"it is {2 * i}" + " or so" * (i % 3),
+            "rejected": f"no idea about {i}" + " at all" * (i % 4),
+        }
+        for i in range(rows)
+    ]
+
+
 def jsonl(rows: list[Any]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 

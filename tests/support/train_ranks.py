@@ -240,8 +240,8 @@ def _validate_with(factor: float, config: Path) -> int:
 
 
 def make_models(folder: Path) -> int:
-    """Two encoders and two decoders of a few ten thousand parameters, with and without dropout, two classifiers, and
-    an encoder with a head for masked language modeling.
+    """Two encoders and four decoders of a few ten thousand parameters, with and without dropout, two classifiers, and
+    an encoder with a head for masked language modeling. `pairs` is a decoder with a chat template.
 
     `bert` has a head for three other labels, `bert-lite` one for the labels of the data in another order.
     """
@@ -257,9 +257,10 @@ def make_models(folder: Path) -> int:
         LlamaForCausalLM,
     )
 
-    from tiny_models import masked_tokenizer, tiny_tokenizer
+    from tiny_models import CHATML, masked_tokenizer, tiny_tokenizer
 
-    tokenizer = tiny_tokenizer()
+    tokenizer, chat = tiny_tokenizer(), tiny_tokenizer()
+    chat.chat_template = CHATML
     size = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "pad_token_id": 0}
     size |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
     overflowing = LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=2, tie_word_embeddings=False))
@@ -277,6 +278,8 @@ def make_models(folder: Path) -> int:
         for kind, model in (("bert", BertModel(bert)), ("llama", LlamaForCausalLM(llama))):
             model.save_pretrained(folder / f"{kind}{name}")
             tokenizer.save_pretrained(folder / f"{kind}{name}")
+        LlamaForCausalLM(llama).save_pretrained(folder / f"pairs{name}")
+        chat.save_pretrained(folder / f"pairs{name}")
     BertForSequenceClassification.from_pretrained(folder / "bert", num_labels=3).save_pretrained(folder / "bert")
     lite = AlbertConfig(**size, embedding_size=16, id2label={0: "food", 1: "animal"})
     AlbertForSequenceClassification(lite).save_pretrained(folder / "bert-lite")

@@ -24,6 +24,7 @@ GLOBAL_BATCH = 8
 STEPS_PER_EPOCH = 5
 """ceil(38 training rows / 8): the last batch of an epoch is incomplete."""
 MASKED = "masked"
+PAIRS = "pairs"
 PACKED = "-packed"
 VOCABULARY = "-vocabulary"
 
@@ -89,8 +90,8 @@ class TrainingHarness:
         self, name: str, *, kind: str, attempt: int = 1, run: int = 1, world: int = 2, **change: Any
     ) -> TrainerConfig:
         """`kind` is the base model, `masked` for MaskedLM, `llama-packed` the model `llama` with packs,
-        `llama-vocabulary` with new tokens; `change` are blocks of the spec, and `zero`, `dtype`, `stage`, `batch`,
-        `micro`."""
+        `llama-vocabulary` with new tokens, `pairs` for Preference; `change` are blocks of the spec, and `zero`,
+        `dtype`, `stage`, `batch`, `micro`."""
         batch = change.pop("batch", GLOBAL_BATCH)
         zero, dtype = change.pop("zero", 2), change.pop("dtype", "Float32")
         micro, stage = change.pop("micro", 2), change.pop("stage", Stage.TRAIN)
@@ -105,6 +106,8 @@ class TrainingHarness:
         }
         if kind.startswith(MASKED):
             spec["model"]["task"] = "MaskedLM"
+        if kind.startswith(PAIRS):
+            spec["method"], spec["data"]["maxLength"] = {"lora": {}}, 64
         if kind.endswith(PACKED):
             spec["training"]["batching"] = "Packed"
         if kind.endswith(VOCABULARY):
@@ -292,8 +295,14 @@ def open_harness(
 
 
 def rows(kind: str) -> list[dict[str, str]]:
-    """Sentences about animals and food, of different length; the labels can be learned."""
+    """Sentences about animals and food, of different length; the labels can be learned. In pairs, the chosen answer is
+    the one about food."""
     draw = random.Random(7)
+    if kind == PAIRS:
+        answers = [
+            {name: " ".join(draw.choices(_WORDS[name], k=draw.randint(2, 5))) for name in _WORDS} for _ in range(ROWS)
+        ]
+        return [{"prompt": "a fox", "chosen": answer["food"], "rejected": answer["animal"]} for answer in answers]
     made = []
     for index in range(ROWS):
         label = ("animal", "food")[index % 2]

@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from rows import chats, classified, tagged
+from rows import chats, classified, preferences, tagged
 
 _SHORT = {"maxSteps": 3, "learningRate": 1e-3, "globalBatchSize": 8}
 
@@ -382,6 +382,28 @@ TRAINED: dict[str, dict[str, Any]] = {
             ]
         },
     },
+    "preferences": {
+        "model": {"uri": "{models}/llama-chat", "task": "Preference"},
+        "data": {
+            "train": [{"uri": "s3://{bucket}/pairs.jsonl"}],
+            "format": "Preference",
+            "columns": {"prompt": "ask", "chosen": "better", "rejected": "worse"},
+            "maxLength": 64,
+        },
+        "method": {"lora": {}},
+        "training": {**_SHORT, "dpo": {"beta": 0.5}, "earlyStopping": {"metric": "Margin"}},
+        "evaluation": {
+            "everySteps": 1,
+            "prompts": ["what is 1 and 1?"],
+            "maxNewTokens": 4,
+            "promote": {"metric": "Margin", "thresholds": [{"metric": "Margin", "min": -100.0}]},
+            "regressionSets": [
+                {"name": "others", "sources": [{"uri": "s3://{bucket}/other-pairs.jsonl"}], "format": "Preference"}
+            ],
+        },
+        "output": {"uri": "s3://{bucket}/{job}", "formats": ["Adapter", "Merged", "Int8"]},
+        "workers": {"nodes": 2},
+    },
     "token-classifier": {
         "model": {"uri": "{models}/bert", "task": "TokenClassification"},
         "data": {
@@ -436,12 +458,19 @@ def data_files() -> dict[str, list[dict[str, Any]]]:
         "tagged": [{"words": row["tokens"], "names": row["tags"]} for row in tagged(60)],
         "synonyms": [{"word": word, "synonyms": ["fine"]} for word in {w for row in rows for w in row["text"].split()}],
         "chats": [{"transitions": row["messages"]} for row in chats(40)],
+        "pairs": renamed_pairs(60),
+        "other-pairs": renamed_pairs(70)[60:],
         "held-out-renamed": [{"sentence": f"{row['text']} again", "kind": row["label"]} for row in rows[:5]]
         + [{"sentence": "no kind"}, {"sentence": "another kind", "kind": "another"}],
         "held-out-instructions": [{"ask": f"who is {row['label']}?", "answer": row["text"]} for row in rows[:5]],
         "held-out-tagged": [{"words": row["tokens"][::-1], "names": row["tags"][::-1]} for row in tagged(5)],
         "held-out-chats": [{"transitions": row["messages"]} for row in chats(50)[40:]],
     }
+
+
+def renamed_pairs(count: int) -> list[dict[str, Any]]:
+    """Preference records whose columns have other names."""
+    return [{"ask": row["prompt"], "better": row["chosen"], "worse": row["rejected"]} for row in preferences(count)]
 
 
 METADATA, POD, CONTAINER = "template.metadata", "template.spec", "template.spec.containers[0]"

@@ -44,7 +44,7 @@ class Registry(Generic[T]):
         known = self._load()
         if name not in known:
             raise BadConfigError(
-                f"{self._field} must be one of {', '.join(known)}, not {name}",
+                f"{self._field} must be one of {', '.join(sorted(known))}, not {name}",
                 advice="correct the name, or use a trainer image that has it",
             )
         return known[name]

@@ -71,6 +71,7 @@ from .tracking import MLflow, TensorBoard, Tracking, Trackio, WandB, WandBMode
 from .training import (
     Batching,
     DeepSpeed,
+    Dpo,
     EarlyStopping,
     Offload,
     Optimizer,
@@ -118,6 +119,7 @@ __all__ = [
     "DataUri",
     "DeepSpeed",
     "DisplayStatus",
+    "Dpo",
     "Dtype",
     "EarlyStopping",
     "EnvFrom",

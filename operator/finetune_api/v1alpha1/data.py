@@ -20,6 +20,7 @@ class DataFormat(StrEnum):
     INSTRUCTION = "Instruction"
     CHAT = "Chat"
     TOKEN_CLASSIFICATION = "TokenClassification"
+    PREFERENCE = "Preference"
 
 
 class BadRecordAction(StrEnum):
@@ -121,7 +122,8 @@ class Columns(ApiModel, scope=Scope.DATA):
     """Label of a Classification record, text or integer. Usual name: `label`."""
 
     prompt: ColumnName | None = None
-    """Prompt of an Instruction record. Usual names: `prompt`, `instruction`."""
+    """Prompt of an Instruction or Preference record. Usual names: `prompt`, `instruction`. A Preference record without
+    it has the prompt as the common beginning of both answers."""
 
     completion: ColumnName | None = None
     """Answer of an Instruction record. Usual names: `completion`, `output`, `response`."""
@@ -131,6 +133,12 @@ class Columns(ApiModel, scope=Scope.DATA):
 
     tokens: ColumnName | None = None
     """List of the words of a TokenClassification record. Usual name: `tokens`."""
+
+    chosen: ColumnName | None = None
+    """Preferred answer of a Preference record: text, or a list of `{role, content}`. Usual name: `chosen`."""
+
+    rejected: ColumnName | None = None
+    """Other answer of a Preference record: text, or a list of `{role, content}`. Usual name: `rejected`."""
 
     tags: ColumnName | None = None
     """List of the labels of a TokenClassification record, one for each word. Usual names: `tags`, `ner_tags`."""
@@ -305,8 +313,9 @@ class Data(ApiModel, scope=Scope.DATA):
     a run with true cannot be compared with those of a run with false. Instruction and Chat only."""
 
     max_length: Annotated[int, Field(ge=8, le=1_048_576)] = 1024
-    """Tokens per row. A longer document of the format Text is divided into several rows; other examples are
-    truncated, and the dropped tokens are counted. Limited to the maximum length of the model."""
+    """Tokens per row, and of each answer of a Preference record with its prompt. A longer document of the format Text
+    is divided into several rows; other examples are truncated, and the dropped tokens are counted. Limited to the
+    maximum length of the model."""
 
     on_bad_record: BadRecordAction = BadRecordAction.FAIL
     """A malformed line, a missing column, an empty text: Fail stops the run and reports file and

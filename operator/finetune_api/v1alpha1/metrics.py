@@ -13,6 +13,7 @@ class Metric(StrEnum):
     ACCURACY = "Accuracy"
     MACRO_F1 = "MacroF1"
     ENTITY_F1 = "EntityF1"
+    MARGIN = "Margin"
 
     @property
     def key(self) -> str:
@@ -37,13 +38,19 @@ class MetricSupport:
 
 METRIC_SUPPORT: dict[Metric, MetricSupport] = {
     Metric.LOSS: MetricSupport(
-        "loss", "mean cross-entropy per text or token, in nats", hub_type="loss", lower_is_better=True
+        "loss",
+        "mean cross-entropy per text or token, in nats; for pairs of answers [another one](techniques/preference.md)",
+        hub_type="loss",
+        lower_is_better=True,
     ),
     Metric.PERPLEXITY: MetricSupport(
         "perplexity", "exponential of the loss", hub_type="perplexity", lower_is_better=True
     ),
     Metric.ACCURACY: MetricSupport(
-        "accuracy", "share of the texts or words with the right label", hub_type="accuracy", is_share=True
+        "accuracy",
+        "share of the texts or words with the right label, or of the pairs whose chosen answer is the more likely one",
+        hub_type="accuracy",
+        is_share=True,
     ),
     Metric.MACRO_F1: MetricSupport("macro F1", "mean of the F1 of each label", hub_type="f1", is_share=True),
     Metric.ENTITY_F1: MetricSupport(
@@ -51,6 +58,11 @@ METRIC_SUPPORT: dict[Metric, MetricSupport] = {
         "F1 of entities; one is found if all of its words and its type are right ([labels](data.md#formats))",
         hub_type="f1",
         is_share=True,
+    ),
+    Metric.MARGIN: MetricSupport(
+        "margin",
+        "mean log-probability per token of the chosen answer minus that of the rejected one, in nats",
+        hub_type="margin",
     ),
 }
 """In the order in which metrics are shown: that of `Metric`."""

@@ -21,6 +21,7 @@ class Task(StrEnum):
     CAUSAL_LM = "CausalLM"
     MASKED_LM = "MaskedLM"
     TOKEN_CLASSIFICATION = "TokenClassification"
+    PREFERENCE = "Preference"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,13 @@ class TaskSupport:
     """Simple models that its models can be compared with."""
     entity_headline: Metric | None = None
     """Used instead of `headline` if a label has one of ENTITY_PREFIXES."""
+
+    methods: tuple[str, ...] | None = None
+    """Names of the methods that it can be trained with. None: those whose row allows it."""
+    zero_stages: tuple[int, ...] = (0, 1, 2, 3)
+    """ZeRO stages that it can be trained with."""
+    reason: str = ""
+    """Why `methods` and `zero_stages` are limited, as the end of a sentence."""
 
     def headline_for(self, labels: Sequence[str]) -> Metric:
         """The metric by which a model with these labels is compared with the base model."""
@@ -101,5 +109,19 @@ TASK_SUPPORT: dict[Task, TaskSupport] = {
         labels_tokens=True,
         baselines=(SimpleBaseline.MAJORITY_CLASS,),
         entity_headline=Metric.ENTITY_F1,
+    ),
+    Task.PREFERENCE: TaskSupport(
+        model="preference-tuned language model",
+        formats=(DataFormat.PREFERENCE,),
+        metrics=(Metric.LOSS, Metric.ACCURACY, Metric.MARGIN),
+        headline=Metric.ACCURACY,
+        has_labels=False,
+        answers_prompts=True,
+        batchings=(Batching.PADDED,),
+        artifacts=tuple(ArtifactFormat),
+        methods=("lora",),
+        # Stage 3 partitions the parameters, and its hooks expect one forward pass of the engine per backward pass.
+        zero_stages=(0, 1, 2),
+        reason="because the reference model of DPO is the base model of the same process without its adapter",
     ),
 }

@@ -26,6 +26,14 @@ class Schedule(StrEnum):
     REDUCE_ON_PLATEAU = "ReduceOnPlateau"
 
 
+class Dpo(ApiModel, scope=Scope.RUN):
+    """Settings of direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290)."""
+
+    beta: Annotated[float, Field(ge=0.0001, le=100.0)] = 0.1
+    """How strongly the model is kept near the base model: the factor of the log-probability ratios in equation 7. A
+    smaller value lets it move further away."""
+
+
 class ScheduleOptions(ApiModel, scope=Scope.RUN):
     """Settings of a schedule, like `lr_scheduler_kwargs` of transformers. Each one is allowed only with the schedules
     that use it."""
@@ -226,6 +234,9 @@ class Training(ApiModel, scope=Scope.RUN):
 
     label_smoothing: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
     """Share of the target's probability that is distributed over all classes."""
+
+    dpo: Dpo | None = None
+    """Settings of the loss of Preference data. Only for Preference. Absent: those of `{}`."""
 
     seed: Annotated[int, Field(ge=0, le=4_294_967_295), Scope.DATA] = 42
     """Seed of splits, data order, new weights and dropout."""

@@ -17,6 +17,16 @@ def harness(store_server: EmbeddedStore, tmp_path_factory: pytest.TempPathFactor
             patch.setenv(name, value)
         store_server.create_bucket("train-harness")
         settings = StorageSettings(endpoint=store_server.endpoint, path_style=True)
-        kinds = ("bert", "bert-dropout", "llama", "llama-dropout", "llama-packed", "llama-vocabulary", "masked")
+        kinds = (
+            "bert",
+            "bert-dropout",
+            "llama",
+            "llama-dropout",
+            "llama-packed",
+            "llama-vocabulary",
+            "masked",
+            "pairs",
+            "pairs-dropout",
+        )
         with open_harness(settings, "train-harness", tmp_path_factory.mktemp("train"), kinds) as made:
             yield made

@@ -38,6 +38,13 @@ def job_with(path: str, value: Any) -> dict[str, Any]:
     return manifest
 
 
+def _preference_with(path: str, value: Any) -> dict[str, Any]:
+    """The spec of a minimal job for preferences with one field set."""
+    spec: dict[str, Any] = job_with(path, value)["spec"]
+    spec["data"] = spec["data"] | {"format": "Preference"}
+    return {"method": {"lora": {}}} | spec
+
+
 def complaints(manifest: dict[str, Any], *, local: bool = False) -> list[str]:
     with pytest.raises(InvalidJobError) as caught:
         parse_job(manifest, local=local)
@@ -593,6 +600,32 @@ def test_a_wrong_field_is_reported_with_its_value_and_the_fix(path: str, value: 
                 ("spec.training.batching", "Packed", "must be Padded or LengthGrouped with method.setFit, not Packed"),
                 ("spec.model.task", "CausalLM", "must be SequenceClassification with method.setFit, not CausalLM"),
             )
+        ),
+        ("spec", _preference_with("spec.training.dpo", {"beta": 0.3}), None),
+        (
+            "spec",
+            job_with("spec.training.dpo", {})["spec"] | {"model": {"uri": "s3://bucket/m", "task": "CausalLM"}},
+            "spec.training.dpo must be absent with task CausalLM; remove it",
+        ),
+        *(
+            ("spec", _preference_with(field, value), f"{field} {requirement}")
+            for field, value, requirement in (
+                ("spec.training.labelSmoothing", 0.1, "must be 0 with task Preference, not 0.1"),
+                ("spec.training.overfitting", {}, "must be absent with task Preference, whose training loss"),
+                ("spec.training.chunkedLoss", True, "must be"),
+                ("spec.training.batching", "Packed", "must be Padded for a preference-tuned language model"),
+                ("spec.model.vocabulary", {"learn": 5}, "must be absent with task Preference, because the base"),
+                ("spec.model.quantization", "NF4", "must be absent with task Preference, because the reference"),
+                ("spec.method.lora.init", "PiSSA", "must be Kaiming or Gaussian with task Preference, not PiSSA"),
+                ("spec.deepspeed.zeroStage", 3, "must be 0 or 1 or 2 for a preference-tuned language model, because"),
+                ("spec.deepspeed.offload", "OptimizerAndParameters", "must be None or Optimizer for a preference-"),
+                ("spec.data.trainOnInputs", True, "must be"),
+            )
+        ),
+        (
+            "spec",
+            _preference_with("spec.method", {"full": {}}),
+            ", or method: {lora: {}} for Preference, because the reference model of DPO is the base model",
         ),
         *(
             (

@@ -180,8 +180,12 @@ def test_every_new_row_gets_its_cel_rules() -> None:
         "!(has(self.model.task) ? self.model.task == 'MaskedLM' : (false)) && "
         "!(has(self.model.task) ? self.model.task == 'TokenClassification' : "
         "(has(self.data.format) && self.data.format in ['TokenClassification'])) && "
+        "!(has(self.model.task) ? self.model.task == 'Preference' : "
+        "(has(self.data.format) && self.data.format in ['Preference'])) && "
         "!(has(self.model.task) ? self.model.task == 'Ranking' : (false))": "model.task must be CausalLM with "
-        "method.prefixTokens, not SequenceClassification, MaskedLM, TokenClassification or Ranking; write CausalLM",
+        "method.prefixTokens, not SequenceClassification, MaskedLM, TokenClassification, Preference or "
+        "Ranking; write CausalLM, or method: {lora: {}} for Preference, because the reference model of DPO is "
+        "the base model of the same process without its adapter",
     }
 
 
@@ -328,8 +332,8 @@ def test_the_rule_of_exactly_one_method_follows_the_fields(method: dict[str, Any
         ),
         (
             {"model": {"task": "Summarise"}},
-            "spec.model.task must be one of SequenceClassification, CausalLM, MaskedLM or TokenClassification, not "
-            '"Summarise"',
+            "spec.model.task must be one of SequenceClassification, CausalLM, MaskedLM, TokenClassification or "
+            'Preference, not "Summarise"',
         ),
     ],
 )

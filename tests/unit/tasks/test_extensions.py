@@ -31,7 +31,7 @@ from train_configs import train_config
 
 ROOTS = [str(Path(__file__).parents[3] / root) for root in ("operator", "trainer")]
 LABELS = ("bad", "good")
-KNOWN = ", ".join(METHODS)
+KNOWN = ", ".join(sorted(METHODS))
 WITH_ADAPTER = any_of(
     [f"method.{name}" for name, row in SUPPORT.methods.items() if ArtifactFormat.ADAPTER in row.formats]
 )
@@ -129,7 +129,8 @@ def test_what_can_be_written_in_a_spec_is_what_the_trainer_knows() -> None:
     [
         (
             TASKS,
-            "spec.model.task must be one of CausalLM, MaskedLM, SequenceClassification, TokenClassification, not Brier",
+            "spec.model.task must be one of CausalLM, MaskedLM, Preference, SequenceClassification, "
+            "TokenClassification, not Brier",
         ),
         (METHODS, f"spec.method must be one of {KNOWN}, not Brier"),
     ],

@@ -799,7 +799,7 @@ class _Rows:
         return counts
 
     def _columns(self) -> list[str]:
-        names = ["label", "truncated", "dropped", "rows", "tokens", "loss", "token labels", "copies"]
+        names = ["label", "truncated", "dropped", "rows", "tokens", "loss", "token labels", "first lengths", "copies"]
         return [name for name in names if self.runs and name in self.runs[0][1].columns]
 
     def _training_rows(
@@ -886,6 +886,7 @@ class _SplitWriter:
             labels=np.repeat(labels, rows) if self._labels_records else None,
             loss=columns["loss"].flatten().to_numpy(zero_copy_only=False) if "loss" in columns else None,
             token_labels=token_labels,
+            first_lengths=columns["first lengths"].flatten().to_numpy() if "first lengths" in columns else None,
             documents=np.repeat(documents, rows) if self._divides else None,
         )
         dropped = int(columns["dropped"].to_numpy().sum())

@@ -577,7 +577,7 @@ def _memory_choice(
         added=added,
         optimizer=spec.training.optimizer.name,
         activations=METHODS[spec.method.name].activations(facts, spec.method.block),
-        zero_stages=tuple(stage for stage in _zero_stages(spec) if stage in stages),
+        zero_stages=tuple(stage for stage in _zero_stages(spec, task) if stage in stages),
         logits_limit=LOSS_CHUNK_BYTES if spec.training.chunked_loss else None,
         quantization=quantization,
         matrices=matrices,
@@ -623,8 +623,9 @@ def buffer_settings(spec: Spec) -> tuple[int | None, int | None]:
     )
 
 
-def _zero_stages(spec: Spec) -> tuple[int, ...]:
-    stages = spec.method.block.support.zero_stages
+def _zero_stages(spec: Spec, task: Task) -> tuple[int, ...]:
+    of_task = TASKS[task].support.zero_stages
+    stages = tuple(stage for stage in spec.method.block.support.zero_stages if stage in of_task)
     return tuple(stage for stage in stages if stage < 3) if spec.training.chunked_loss else stages
 
 
@@ -642,6 +643,7 @@ def lighter_methods(
         for name, row in rows.items()
         if METHODS[name].saves_memory
         and task in (row.tasks or tuple(Task))
+        and name in (TASKS[task].support.methods or (name,))
         and {*formats} <= {*row.formats}
         and gradient_checkpointing in row.gradient_checkpointing
     ]
@@ -725,6 +727,8 @@ def _added_tokens(tokenizer: Any) -> tuple[str, str]:
 def choose_batching(config: TrainerConfig, info: DatasetInfo, parameters: int, task: Task) -> tuple[Batching, str]:
     """The batching that the user set, otherwise the cheaper one, with the reason for the choice."""
     histogram = info.lengths["train"]
+    if TASKS[task].support.batchings == (Batching.PADDED,):
+        return Batching.PADDED, ""
     if config.spec.training.batching is Batching.PACKED:
         return Batching.PACKED, _pack_note(histogram, info.max_length)
     if config.spec.training.batching is not None:

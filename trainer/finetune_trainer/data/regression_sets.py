@@ -178,6 +178,7 @@ class _Builder:
             labels=ids[example_of_row[rows]] if self._support.labels_records else None,
             loss=None if batch.loss is None else batch.loss[tokens],
             token_labels=None if batch.token_labels is None else _mapped(batch.token_labels[tokens], token_ids),
+            first_lengths=None if batch.first_lengths is None else batch.first_lengths[rows],
             documents=numbers[example_of_row[rows]] if self._is_divisible else None,
         )
         self._documents += int(has_rows.sum())

@@ -202,6 +202,8 @@ class RunWriter:
         if batch.token_labels is not None:
             numbers = np.array([*places, -1], dtype=np.int32)[batch.token_labels]
             columns["token labels"] = pa.ListArray.from_arrays(token_ends, pa.array(numbers))
+        if batch.first_lengths is not None:
+            columns["first lengths"] = pa.ListArray.from_arrays(row_ends, pa.array(batch.first_lengths))
         if batch.copies is not None:
             columns["copies"] = _copies(batch, self._tokens)
         self._batches.append(pa.RecordBatch.from_pydict(columns))
@@ -231,7 +233,10 @@ class RunWriter:
             labels = (names[label] for label in example.span_labels) if example.span_labels else (names[example.label],)
             return "\n".join(labels)
 
-        return row_keys([f"{written(each)}\0{each.text}" for each in batch.examples], self._seed)
+        def content(example: Example) -> str:
+            return example.text if example.rejected is None else f"{example.text}\0{example.rejected.text}"
+
+        return row_keys([f"{written(each)}\0{content(each)}" for each in batch.examples], self._seed)
 
 
 def _copies(batch: EncodedBatch, tokens: pa.DataType) -> pa.ListArray:

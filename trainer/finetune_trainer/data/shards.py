@@ -2,7 +2,8 @@
 
 A shard has `tokens` (all rows concatenated), `offsets` (row i is tokens[offsets[i]:offsets[i+1]]) and one of `labels`
 (a class id per row), `token_labels` (one per token, -1 for none) and `loss` (a flag per token). If texts were split
-into several rows, `documents` has the number of its text for each row. File names contain the digest of the
+into several rows, `documents` has the number of its text for each row. If rows are pairs of texts, `first_lengths` has
+the tokens of the first one. File names contain the digest of the
 content.
 """
 
@@ -68,11 +69,13 @@ class ShardWriter:
         labels: NDArray[Any] | None = None,
         loss: NDArray[np.bool_] | None = None,
         token_labels: NDArray[Any] | None = None,
+        first_lengths: NDArray[Any] | None = None,
         documents: NDArray[np.int64] | None = None,
     ) -> None:
         """Add R rows of T tokens: `lengths` (R,) and `tokens` (T,); one of the class ids `labels` (R,), the class ids
-        `token_labels` (T,) with -1 for none, and the flags of the tokens that carry loss, `loss` (T,); and the number
-        of its text for each row, `documents` (R,)."""
+        `token_labels` (T,) with -1 for none, and the flags of the tokens that carry loss, `loss` (T,); the
+        tokens of the first text of each row that is a pair, `first_lengths` (R,); and the number of its text for each
+        row, `documents` (R,)."""
         arrays = {"lengths": lengths.astype(np.int64), "tokens": tokens.astype(self._dtype)}
         if labels is not None:
             arrays["labels"] = labels.astype(np.int32)
@@ -80,10 +83,13 @@ class ShardWriter:
             arrays["loss"] = loss
         if token_labels is not None:
             arrays["token_labels"] = token_labels.astype(np.int16)  # at most MAX_CLASSES labels
+        if first_lengths is not None:
+            arrays["first_lengths"] = first_lengths.astype(np.int32)
         if documents is not None:
             arrays["documents"] = documents
         each = self._dtype.itemsize + (0 if loss is None else 1) + (0 if token_labels is None else 2)
-        sizes = lengths * each + 8 + (0 if labels is None else 4) + (0 if documents is None else 8)
+        sizes = lengths * each + 8 + (0 if labels is None else 4) + (0 if first_lengths is None else 4)
+        sizes += 0 if documents is None else 8
         ends = np.cumsum(sizes)
         begin = 0
         while begin < len(lengths):
@@ -184,7 +190,7 @@ class TokenDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`input_ids` (L,) int64; `labels`: a class id, or (L,) int64 with token or class ids, and -100 where there is
-        no loss."""
+        no loss. Of a pair of texts also `first_length`, the tokens of the first one."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -196,7 +202,8 @@ class TokenDataset:
         if "token_labels" in shard:
             classes = np.asarray(shard["token_labels"][begin:end], dtype=np.int64)
             return {"input_ids": tokens, "labels": np.where(classes >= 0, classes, IGNORED)}
-        return {"input_ids": tokens, "labels": np.where(shard["loss"][begin:end], tokens, IGNORED)}
+        found = {"input_ids": tokens, "labels": np.where(shard["loss"][begin:end], tokens, IGNORED)}
+        return found | ({"first_length": int(shard["first_lengths"][row])} if "first_lengths" in shard else {})
 
 
 def _local_copy(store: ObjectStore, dataset_uri: str, shard: ShardInfo, folder: Path) -> Path:

@@ -105,6 +105,8 @@ class EncodedBatch:
     token_labels: NDArray[np.int32] | None = None
     """(T,): the label of each token as an index into `token_label_names`; -1: none. None: tokens have no labels."""
     token_label_names: tuple[str, ...] = ()
+    first_lengths: NDArray[np.int32] | None = None
+    """(R,): of rows that are pairs of texts, the tokens of the first one. None: each row is one text."""
     copies: "tuple[EncodedBatch, ...] | None" = None
     """The copies of all examples, in their order. None: without augmentation."""
 
@@ -270,6 +272,46 @@ def encode_masked(examples: list[Example], tokenizer: FastTokenizer, max_length:
         np.array(rows, dtype=np.int32),
         np.zeros(len(examples), dtype=np.bool_),
         np.array(dropped, dtype=np.int64),
+    )
+
+
+def encode_pairs(examples: list[Example], tokenizer: FastTokenizer, max_length: int) -> EncodedBatch:
+    """One row per example: the tokens of the text, then those of its `rejected` text, each truncated to the maximum
+    length. An example gives no row if no token of either text carries loss, or if the truncated texts are the same."""
+    others = [example.rejected for example in examples if example.rejected is not None]
+    assert len(others) == len(examples), "the format makes pairs"
+    texts = [text for pair in zip(examples, others, strict=True) for text in pair]
+    encodings = tokenizer.encode_full([example.text for example in texts], with_offsets=True)
+    ids: list[int] = []
+    flags: list[NDArray[np.bool_]] = [np.zeros(0, dtype=np.bool_)]
+    lengths, firsts, rows, truncated, dropped = [], [], [], [], []
+    for place in range(0, len(texts), 2):
+        pair = encodings[place : place + 2]
+        loss = [
+            loss_flags(encoding.offsets, text.spans)[:max_length]
+            for encoding, text in zip(pair, texts[place : place + 2], strict=True)
+        ]
+        kept = [encoding.ids[:max_length] for encoding in pair]
+        # The first token is never predicted.
+        is_used = all(one[1:].any() for one in loss) and kept[0] != kept[1]
+        rows.append(int(is_used))
+        total = sum(len(encoding.ids) for encoding in pair)
+        truncated.append(any(len(encoding.ids) > max_length for encoding in pair))
+        dropped.append(total - (sum(map(len, kept)) if is_used else 0))
+        if is_used:
+            ids += [*kept[0], *kept[1]]
+            flags += loss
+            lengths.append(sum(map(len, kept)))
+            firsts.append(len(kept[0]))
+    return EncodedBatch(
+        examples,
+        np.array(ids, dtype=np.int32),
+        np.concatenate(flags),
+        np.array(lengths, dtype=np.int32),
+        np.array(rows, dtype=np.int32),
+        np.array(truncated, dtype=np.bool_),
+        np.array(dropped, dtype=np.int64),
+        first_lengths=np.array(firsts, dtype=np.int32),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from finetune_api.v1alpha1 import TASK_SUPPORT, Metric, Task, TaskSupport
+from finetune_api.v1alpha1 import TASK_SUPPORT, Metric, Task, TaskSupport, Training
 
 from ..registry import Registry
 from .metrics import ClassificationMetrics
@@ -163,7 +163,9 @@ class TrainingTask(ABC):
     scores_are_answers: ClassVar[bool]
     """Whether `Measured.scores` are right and wrong answers; otherwise they are losses."""
     texts_per_row: ClassVar[int] = 1
-    """Texts of the dataset in one row of the training, each with one token in a padding row."""
+    """Rows of the dataset in one row of the training."""
+    padding_tokens: ClassVar[int] = 1
+    """Tokens of a padding row."""
     labeled: ClassVar[str] = "example"
     """What has a label, in the singular: the unit of the metrics of each class."""
     limits: ClassVar[tuple[str, ...]] = ()
@@ -275,6 +277,17 @@ class TrainingTask(ABC):
         return rows
 
     # ---- loss ----
+
+    def training_task(self, training: Training) -> TrainingTask:
+        """The task whose rows and loss are trained, where they differ from those that are measured."""
+        del training
+        return self
+
+    def reference(self, model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Tensors for `loss` that depend on the model without its adapter; empty if the loss needs none. `model` is in
+        training mode, before and after. The first axis is the rows."""
+        del model, batch
+        return {}
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, batch: Batch, *, smoothing: float = 0.0) -> torch.Tensor:

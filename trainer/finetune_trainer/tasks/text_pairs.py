@@ -27,6 +27,7 @@ class TextPairs(SequenceClassification):
     are 1 for the same label, 0 for another one."""
 
     texts_per_row = 2
+    padding_tokens = 2
 
     def training_rows(self, rows: StoredSplit, *, seed: int, epoch: int) -> Split:
         """The pairs of an epoch."""

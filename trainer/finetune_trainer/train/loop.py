@@ -67,7 +67,7 @@ class Parts:
     validator: Validator | None
     device: torch.device
     task: TrainingTask
-    """Rows, loss and its normalization: the job's task, unless the method trains another one."""
+    """Rows, loss and its normalization: the job's task, unless the method or the task trains another one."""
     fit_head: Callable[[nn.Module], None]
     """Computes the parameters that are not trained, before the model is measured."""
     open_trackers: Callable[[Sequence[dict[str, float]]], RunReports]
@@ -271,6 +271,7 @@ class TrainingLoop:
         """
         task, smoothing = self.parts.task, self.parts.config.spec.training.label_smoothing
         batch = {name: values.to(self.parts.device, non_blocking=True) for name, values in rows.items()}
+        batch |= task.reference(self.module, batch)
         number, widths = self.parts.batches.groups, {}
         if number > 1:
             widths["group_widths"] = group_widths(rows["attention_mask"], number, self.parts.collator.multiple)
@@ -310,7 +311,7 @@ class TrainingLoop:
             error_changed=votes.upload_error_changed,
             too_stale=votes.too_stale,
         )
-        all_tokens = votes.tokens - padding_rows * parts.task.texts_per_row
+        all_tokens = votes.tokens - padding_rows * parts.task.padding_tokens
         run.tokens += int(all_tokens)
         seconds = self.meter.step_done(run.step, epoch=self._epoch, tokens=all_tokens)
         parts.checkpoints.record_step(seconds, step_seconds=self.meter.step_seconds)

@@ -208,7 +208,7 @@ class _Attempt:
         prepared, device = self.config.prepared, device_of(self.config, self.runtime)
         rows, pad_token_id = self._split("train"), load_tokenizer(base).pad_token_id
         method = METHODS[self.config.spec.method.name]
-        task = method.training_task(TASKS[prepared.task])
+        task = method.training_task(TASKS[prepared.task].training_task(self.config.spec.training))
         is_packed = prepared.batching is Batching.PACKED
         capacity = rows.info.max_length
         mean = capacity if is_packed else float(rows.lengths.mean())

@@ -33,6 +33,8 @@ class Example:
     """Whether a text that is longer than a row is split into several rows instead of truncated."""
     parts: tuple[str, ...] = field(default=(), compare=False)
     """The record's texts, if `text` adds begin and end tokens or a template to them."""
+    rejected: "Example | None" = None
+    """For Preference: the other answer to the same prompt. `text` and `spans` are those of the chosen one."""
     group: str = ""
     """Of a training record, if groups are held out: records of one group are in the same split."""
     messages: tuple[str, ...] = field(default=(), compare=False)
@@ -77,6 +79,8 @@ class RecordFormat(ABC):
     """Increased when the same records would give different examples; part of the dataset's digest."""
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
     """Fields of `spec.data.columns` that it reads -> default column names of each."""
+    optional_fields: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Like `columns`, for fields that a record may lack."""
     optional_columns: ClassVar[tuple[str, ...]] = ()
     """Columns that it uses if present. No other columns are read from Parquet files."""
     preferred_to: ClassVar[tuple[DataFormat, ...]] = ()
@@ -236,7 +240,8 @@ class Formatter:
         found = [self._present(names, field) for field in self._format.columns]
         if not all(found):
             return list(names)
-        used = {choice[0] for choice in found} | {*self._format.optional_columns, self.group_by}
+        more = [self._present(names, field) for field in self._format.optional_fields]
+        used = {choice[0] for choice in (*found, *more) if choice} | {*self._format.optional_columns, self.group_by}
         return [name for name in names if name in used]
 
     # ---- used by the formats ----
@@ -251,6 +256,11 @@ class Formatter:
                 f"name the column that holds the {field} in spec.data.columns.{field}",
             )
         return found[0], record[found[0]]
+
+    def has(self, record: Mapping[str, Any], field: str) -> bool:
+        """Whether the record has a value of a field that it may lack."""
+        found = self._present(record, field)
+        return bool(found) and record[found[0]] is not None
 
     def text(self, record: Mapping[str, Any], field: str) -> str:
         """The text of a column. Raises RecordProblem if it is empty or not text."""
@@ -307,7 +317,7 @@ class Formatter:
         return text
 
     def _names(self, field: str) -> tuple[str, ...]:
-        return column_names(self._format.columns, self._columns, field)
+        return column_names({**self._format.optional_fields, **self._format.columns}, self._columns, field)
 
     def _present(self, names: Collection[str], field: str) -> list[str]:
         return [name for name in self._names(field) if name in names]
