@@ -11,8 +11,10 @@ from command_line import CommandLine
 from compared_runs import UID, evaluation, record, stored, training
 from factories import make_job
 from finetune_api.run_layout import RunLayout
-from finetune_api.trainer_config import StorageSettings
+from finetune_api.trainer_config import JobRef, StorageSettings
+from finetune_trainer.evaluate.earlier_runs import compare_with_earlier_runs
 from finetune_trainer.store import ObjectStore
+from train_configs import train_config
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07<script>alert(1)</script>\u202e$\\frac{1}{2}$\nnext"
 
@@ -215,3 +217,26 @@ def test_a_page_that_cannot_be_written_is_an_error(store: ObjectStore, output: s
     first, second = stored(store, output, 1), stored(store, output, 2)
     status, text, err = compare(first, second, "--html", "missing/page.html")
     assert (status, text, "missing/page.html cannot be written: No such file" in err) == (2, "", True)
+
+
+def test_the_report_of_a_run_compares_it_with_the_five_before_it_and_names_those_that_cannot_be_read(
+    store: ObjectStore, output: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for run in (1, 2, 3, 4, 5, 6, 7):
+        stored(store, output, run)
+    config = train_config(output={"uri": output}).model_copy(
+        update={"run": 7, "job": JobRef(namespace="team", name="topics", uid=UID)}
+    )
+    found = compare_with_earlier_runs(config, store)
+    assert found is not None
+    assert [run.run for run in found.runs] == [7, 6, 5, 4, 3, 2]
+    assert found.notes == ()
+    record_of = [RunLayout.of(output, run, UID).record for run in (5, 6)]
+    for uri in record_of:
+        store.put(uri, b"{not json")
+    found = compare_with_earlier_runs(config, store)
+    assert found is not None
+    assert [run.run for run in found.runs] == [7, 4, 3, 2]
+    assert [note.partition(" is left out: ")[0] for note in found.notes] == ["Run 6", "Run 5"]
+    assert "the report does not compare run 6: " in caplog.text
+    assert compare_with_earlier_runs(config.model_copy(update={"run": 1}), store) is None

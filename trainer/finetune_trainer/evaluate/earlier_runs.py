@@ -1,11 +1,15 @@
 """Compares a run with the earlier ones of its job, for the report."""
 
+import logging
+
 from finetune_api.run_layout import RunLayout
 from finetune_api.trainer_config import TrainerConfig
 
 from ..errors import ObjectMissingError, TrainerError
 from ..store import ObjectStore
 from .run_comparison import RunComparison, StoredDocuments, compare_runs, read_run
+
+log = logging.getLogger("finetune")
 
 _MOST_RUNS = 5
 _MOST_NUMBERS = 20
@@ -17,7 +21,7 @@ _MOST_BYTES = 16 << 20
 def compare_with_earlier_runs(config: TrainerConfig, store: ObjectStore) -> RunComparison | None:
     """Compare a run whose evaluation is stored with the newest earlier ones that still have a record.
 
-    None: there is no earlier one, or none that can be read. A run that cannot be read is named in the notes.
+    None: there is no earlier one, or none that can be read. One that cannot be read is named in log and notes.
     """
     found: list[StoredDocuments] = []
     notes: list[str] = []
@@ -26,10 +30,12 @@ def compare_with_earlier_runs(config: TrainerConfig, store: ObjectStore) -> RunC
             break
         uri = RunLayout.of(config.output_uri, number, config.job.uid).uri
         try:
-            found.append(read_run(store, uri, name=f"run {number}", most_bytes=_MOST_BYTES))
+            most = None if number == config.run else _MOST_BYTES
+            found.append(read_run(store, uri, name=f"run {number}", most_bytes=most))
         except ObjectMissingError:
             continue
         except TrainerError as error:
             notes.append(f"Run {number} is left out: {error}")
+            log.warning("the report does not compare run %d: %s", number, error)
     is_first = bool(found) and found[0].record.run == config.run
     return compare_runs(found, with_cost=False, more_notes=notes) if is_first and len(found) > 1 else None
