@@ -162,25 +162,7 @@ class Support:
                 requirement=lambda value: f"must not have {value}{without}; {write}{remedy}",
                 refused=refused,
             )
-        if refused := _others(ZERO_STAGES, row.zero_stages):
-            yield restriction(
-                "deepspeed.zeroStage",
-                values=_zero_stage,
-                allowed=row.zero_stages,
-                within=_cel_within("deepspeed.zeroStage"),
-                requirement=_one_of(row.zero_stages, with_method),
-                refused=refused,
-            )
-        offloads = tuple(offload for offload, stages in self.offload.items() if {*stages} & {*row.zero_stages})
-        if refused := _others(tuple(self.offload), offloads):
-            yield restriction(
-                "deepspeed.offload",
-                values=_offload,
-                allowed=offloads,
-                within=_cel_within("deepspeed.offload"),
-                requirement=_one_of(offloads, with_method),
-                refused=refused,
-            )
+        yield from self._stages_and_offloads(row.zero_stages, with_method, restriction)
         if refused := _others((False, True), row.gradient_checkpointing):
             yield restriction(
                 "training.gradientCheckpointing",
@@ -297,7 +279,7 @@ class Support:
                 requirement=_one_of(row.batchings, f"for a {row.model}"),
                 refused=refused,
             )
-        yield from self._stages_of_task(row, restriction)
+        yield from self._stages_and_offloads(row.zero_stages, f"for a {row.model}, {row.reason}", restriction)
         if not row.answers_prompts:
             yield restriction(
                 "evaluation.prompts",
@@ -308,18 +290,20 @@ class Support:
                 refused=("prompts",),
             )
 
-    def _stages_of_task(self, row: TaskSupport, restriction: Callable[..., Restriction]) -> Iterator[Restriction]:
-        reason = f"for a {row.model}, {row.reason}"
-        if refused := _others(ZERO_STAGES, row.zero_stages):
+    def _stages_and_offloads(
+        self, zero_stages: tuple[int, ...], reason: str, restriction: Callable[..., Restriction]
+    ) -> Iterator[Restriction]:
+        """The stages that a row allows, and the offloads that work with any of them."""
+        if refused := _others(ZERO_STAGES, zero_stages):
             yield restriction(
                 "deepspeed.zeroStage",
                 values=_zero_stage,
-                allowed=row.zero_stages,
+                allowed=zero_stages,
                 within=_cel_within("deepspeed.zeroStage"),
-                requirement=_one_of(row.zero_stages, reason),
+                requirement=_one_of(zero_stages, reason),
                 refused=refused,
             )
-        offloads = tuple(offload for offload, stages in self.offload.items() if {*stages} & {*row.zero_stages})
+        offloads = tuple(offload for offload, stages in self.offload.items() if {*stages} & {*zero_stages})
         if refused := _others(tuple(self.offload), offloads):
             yield restriction(
                 "deepspeed.offload",
@@ -382,11 +366,7 @@ class Support:
 
     def _tasks(self, method: str, row: MethodSupport) -> tuple[Task, ...]:
         tasks = tuple(self.tasks) if row.tasks is None else row.tasks
-        return tuple(task for task in tasks if task not in self.tasks or self._allows(task, method))
-
-    def _allows(self, task: Task, method: str) -> bool:
-        methods = self.tasks[task].methods
-        return methods is None or method in methods
+        return tuple(task for task in tasks if task not in self.tasks or self.tasks[task].allows(method))
 
     def _task_values(self, spec: Spec) -> tuple[Task, ...]:
         task = self.task_of(spec)

@@ -59,6 +59,10 @@ class TaskSupport:
     reason: str = ""
     """Why `methods` and `zero_stages` are limited, as the end of a sentence."""
 
+    def allows(self, method: str) -> bool:
+        """Whether it can be trained with a method whose row allows it."""
+        return self.methods is None or method in self.methods
+
     def headline_for(self, labels: Sequence[str]) -> Metric:
         """The metric by which a model with these labels is compared with the base model."""
         has_entities = any(label.startswith(ENTITY_PREFIXES) for label in labels)

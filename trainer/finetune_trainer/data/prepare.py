@@ -643,7 +643,7 @@ def lighter_methods(
         for name, row in rows.items()
         if METHODS[name].saves_memory
         and task in (row.tasks or tuple(Task))
-        and name in (TASKS[task].support.methods or (name,))
+        and TASKS[task].support.allows(name)
         and {*formats} <= {*row.formats}
         and gradient_checkpointing in row.gradient_checkpointing
     ]
