@@ -579,6 +579,11 @@ class _Rows:
             for number in removed_since(run, kept, missing):
                 tally.show(Place(run.uri, number, run.unit), "")
 
+    @property
+    def _training_runs(self) -> list[Run]:
+        """The runs of the training files, in their order."""
+        return [run for split, run in self.runs if split == "train"]
+
     def training_sizes(self) -> NDArray[np.int64]:
         """Number of training rows per label, shape (labels,)."""
         training = [(run, codes) for (split, run), codes in zip(self.runs, self.codes, strict=True) if split == "train"]
@@ -591,7 +596,7 @@ class _Rows:
         """Return the object that assigns training rows to splits; `sizes` is the number of rows per label."""
 
         def in_order() -> Iterator[NDArray[np.int64]]:
-            for bucket in range(self.buckets) if any(split == "train" for split, _ in self.runs) else ():
+            for bucket in range(self.buckets) if self._training_runs else ():
                 yield self._training_rows(bucket, ["key", "label"])[2]
 
         made: Splitter = step.apply(sizes, in_order)
@@ -620,7 +625,7 @@ class _Rows:
 
         Memory: one byte per row and 16 bytes per group. Raises BadDataError if there are fewer groups than splits.
         """
-        runs = [run for split, run in self.runs if split == "train"]
+        runs = self._training_runs
         if not runs:
             return dict.fromkeys(SPLIT_CODES.values(), 0)
         paths = [sort_by_step_key(run, step.name, self.buckets) for run in runs]
@@ -690,7 +695,7 @@ class _Rows:
 
         Memory: one bucket, and one byte per row.
         """
-        training = [(run, self.source_of[run.uri]) for split, run in self.runs if split == "train"]
+        training = [(run, self.source_of[run.uri]) for run in self._training_runs]
         before = [None if run.kept is None else run.kept.copy() for _, run in self.runs]
         sizes = np.zeros(len(spec.data.train), dtype=np.int64)
         for run, source in training:
@@ -732,9 +737,9 @@ class _Rows:
         done = 0
         for bucket in range(self.buckets):
             table, order, codes = self._training_rows(bucket, columns)
-            assigned = [read_splits(run, bucket) for split, run in self.runs if split == "train"]
+            assigned = [read_splits(run, bucket) for run in self._training_runs]
             splits_of = np.concatenate(assigned)[order]
-            times = np.concatenate([read_repeats(run, bucket) for split, run in self.runs if split == "train"])[order]
+            times = np.concatenate([read_repeats(run, bucket) for run in self._training_runs])[order]
             for name, chosen in _parts_of(splits_of, times):
                 rows = table.take(pa.array(order[chosen]))
                 written[name].add(rows, codes[chosen])
@@ -765,7 +770,7 @@ class _Rows:
     ) -> None:
         """Write the copies of training rows. `runs` has the number of each row's run among those of training files."""
         copies, counts = copies_of(rows)
-        is_usable = copies["rows"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False) > 0
+        is_usable = _has_loss(copies)
         copies = copies.filter(pa.array(is_usable))
         records = np.repeat(np.arange(len(counts)), counts)[is_usable]
         if per_class is not None:
@@ -774,7 +779,7 @@ class _Rows:
         writer.add(copies, codes[records])
         tally = self.tallies[augmentation_step.NAME]
         tally.added += len(records)
-        training = [run for split, run in self.runs if split == "train"]
+        training = self._training_runs
         first = (each[:_EXAMINED].tolist() for each in np.unique(records, return_index=True))
         for record, copy in zip(*first, strict=True):
             if len(tally.examples) == MOST_EXAMPLES:
@@ -790,11 +795,9 @@ class _Rows:
         counts = np.zeros(classes, dtype=np.int64)
         for bucket in range(self.buckets):
             table, order, codes = self._training_rows(bucket, ["key", "label", "rows"])
-            runs = [run for split, run in self.runs if split == "train"]
-            assigned = np.concatenate([read_splits(run, bucket) for run in runs])[order]
-            times = np.concatenate([read_repeats(run, bucket) for run in runs])[order]
-            rows = table["rows"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-            is_used = (assigned == splits.TRAIN) & (rows[order] > 0)
+            assigned = np.concatenate([read_splits(run, bucket) for run in self._training_runs])[order]
+            times = np.concatenate([read_repeats(run, bucket) for run in self._training_runs])[order]
+            is_used = (assigned == splits.TRAIN) & _has_loss(table)[order]
             counts += np.bincount(codes[is_used], times[is_used], minlength=classes).astype(np.int64)
         return counts
 
@@ -848,9 +851,12 @@ def _parts_of(splits_of: NDArray[np.int8], times: NDArray[np.uint8]) -> Iterator
             yield name, in_split & (times > written)
 
 
-def _has_loss(batch: pa.RecordBatch) -> NDArray[np.bool_]:
+def _has_loss(examples: pa.RecordBatch | pa.Table) -> NDArray[np.bool_]:
     """Which examples have rows, shape (examples,)."""
-    return np.asarray(batch["rows"].value_lengths().to_numpy(zero_copy_only=False) > 0)
+    lists = examples["rows"]
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.combine_chunks()
+    return np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False) > 0)
 
 
 def _read(run: Run, bucket: int, columns: Sequence[str], token_codes: NDArray[np.int64] | None) -> pa.RecordBatch:

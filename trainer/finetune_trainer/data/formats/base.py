@@ -157,7 +157,9 @@ class Formatter:
         """Column with the group of a training record, if groups are held out."""
         self.renderer = renderer
         self._format = FORMATS[data_format]
-        self._columns = columns
+        fields = {**self._format.optional_fields, **self._format.columns}
+        self._names = {field: column_names(fields, columns, field) for field in fields}
+        """Field -> possible names of its column."""
         self._bos = bos
         self._eos = eos
         self._counts: Counter[str] = Counter()
@@ -184,7 +186,7 @@ class Formatter:
     @property
     def fields(self) -> dict[str, tuple[str, ...]]:
         """Fields of `spec.data.columns` that are read -> possible column names of each."""
-        return {field: self._names(field) for field in self._format.columns}
+        return {field: self._names[field] for field in self._format.columns}
 
     def prompt(self, prompt: str) -> str:
         """Format a prompt as in the training data, for generation.
@@ -252,7 +254,7 @@ class Formatter:
         if not found:
             raise RecordProblem(
                 "missing column",
-                f"no column {' or '.join(map(repr, self._names(field)))}; columns here: {listed(record)}",
+                f"no column {' or '.join(map(repr, self._names[field]))}; columns here: {listed(record)}",
                 f"name the column that holds the {field} in spec.data.columns.{field}",
             )
         return found[0], record[found[0]]
@@ -316,11 +318,8 @@ class Formatter:
             text = text.lstrip().removeprefix(self._bos)
         return text
 
-    def _names(self, field: str) -> tuple[str, ...]:
-        return column_names({**self._format.optional_fields, **self._format.columns}, self._columns, field)
-
     def _present(self, names: Collection[str], field: str) -> list[str]:
-        return [name for name in self._names(field) if name in names]
+        return [name for name in self._names[field] if name in names]
 
 
 _COLUMN = "column "
