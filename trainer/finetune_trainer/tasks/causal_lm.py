@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from finetune_api.v1alpha1 import Task
 
@@ -20,29 +19,20 @@ from .base import (
     Report,
     Split,
     TestSplit,
-    TokenTask,
     ValidationScores,
 )
 from .chunked_loss import DeferredLogits
 from .forward import batches, cross_entropy
-from .language import PerplexityScores, measured_texts, tokens_within_room, vocabulary_of
+from .language import DecoderTask, PerplexityScores, measured_texts, next_tokens, tokens_within_room, vocabulary_of
 
 
 @TASKS.register
-class CausalLM(TokenTask):
+class CausalLM(DecoderTask):
     """`logits` are (rows, tokens, vocabulary), `labels` token ids of shape (rows, tokens): those of the inputs, or
-    IGNORED. The token at position t + 1 is the target of the logits at position t."""
+    IGNORED."""
 
     name = Task.CAUSAL_LM
-    auto_class = "AutoModelForCausalLM"
-    head_types = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-    peft_type = "CAUSAL_LM"
-    pipeline_tag = "text-generation"
-    needs_decoder = True
-    may_draw_head = False
     no_head_advice = "use a base model with a language-modeling head, or set spec.model.task to SequenceClassification"
-    needs_pad_token = False
-    has_token_logits = True
     scores_are_answers = False
     limits = (
         "Perplexity measures how well the model foresees the test split's text, not whether its answers are right, "
@@ -62,9 +52,7 @@ class CausalLM(TokenTask):
 
     def loss(self, logits: torch.Tensor | DeferredLogits, batch: Batch, *, smoothing: float = 0.0) -> torch.Tensor:
         """Cross-entropy of every next token that carries loss, in nats."""
-        # The labels are shifted, not the logits: to cut the last position of the logits would copy the largest tensor
-        # of the step.
-        targets = functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
+        targets = next_tokens(batch["labels"])
         if isinstance(logits, DeferredLogits):
             return logits.loss(targets, smoothing=smoothing)
         return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), smoothing=smoothing)

@@ -7,15 +7,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional
 
 from finetune_api.v1alpha1 import Metric
 
-from .base import Measured, TestSplit, ValidationScores, WeightedMean
+from .base import IGNORED, Measured, TestSplit, TokenTask, ValidationScores, WeightedMean
 from .forward import device_of
 from .metrics import perplexity
 
 LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Room for the 32-bit logits of one batch. Larger batches gain nothing on a CPU, where 256 MiB is beyond any cache."""
+
+
+class DecoderTask(TokenTask):
+    """A task of models that write. The token at position t + 1 is the target of the logits at position t."""
+
+    auto_class = "AutoModelForCausalLM"
+    head_types = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+    peft_type = "CAUSAL_LM"
+    pipeline_tag = "text-generation"
+    needs_decoder = True
+    may_draw_head = False
+    needs_pad_token = False
+    has_token_logits = True
+
+
+def next_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """Targets of the logits, for labels of shape (rows, tokens); IGNORED at the last position.
+
+    The labels are shifted, not the logits: to cut the last position of the logits would copy the largest tensor of the
+    step.
+    """
+    return functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
 
 
 def vocabulary_of(model: Any) -> int:

@@ -27,33 +27,24 @@ from .base import (
     Report,
     Split,
     TestSplit,
-    TokenTask,
     TrainingTask,
     ValidationScores,
     WeightedMean,
 )
 from .forward import batches, cross_entropy
-from .language import tokens_within_room, vocabulary_of
+from .language import DecoderTask, next_tokens, tokens_within_room, vocabulary_of
 
 _REFERENCE = "reference"
 """Tensor of a batch: log-probability of the chosen answer minus that of the rejected one in the base model, (rows,)."""
 
 
 @TASKS.register
-class Preference(TokenTask):
+class Preference(DecoderTask):
     """A row has two texts. `input_ids` and `labels` of a batch are (2 * rows, tokens): the chosen and the rejected text
     of a row one after the other. `labels` are token ids, or IGNORED outside of the answers."""
 
     name = Task.PREFERENCE
-    auto_class = "AutoModelForCausalLM"
-    head_types = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-    peft_type = "CAUSAL_LM"
-    pipeline_tag = "text-generation"
-    needs_decoder = True
-    may_draw_head = False
     no_head_advice = "use a base model with a language-modeling head"
-    needs_pad_token = False
-    has_token_logits = True
     has_one_target_per_row = True
     scores_are_answers = True
     padding_tokens = 2
@@ -159,7 +150,7 @@ class DirectPreference(Preference):
 
 def log_probabilities(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the log-probabilities of the tokens of each answer in nats, and their number, both (rows, 2)."""
-    targets = functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
+    targets = next_tokens(batch["labels"])
     losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
     return -losses.sum(dim=1).view(-1, 2), (targets != IGNORED).sum(dim=1).view(-1, 2)
 
