@@ -2,7 +2,6 @@
 each)."""
 
 import inspect
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,8 @@ from finetune_cli.job_file import read_job_file
 from finetune_cli.local import demo_assets
 from finetune_cli.local.runner import run_job
 from finetune_cli.local.storage import LocalStorage
+from finetune_trainer.store import ObjectStore
+from rows import jsonl
 
 SAMPLES = Path(__file__).parents[2] / "manifests/samples"
 DATA = "s3://demo/data"
@@ -89,17 +90,22 @@ def test_a_classifier_learns_real_questions(name: str, at_least: float, tmp_path
     assert promotion is None or promotion.outcome is PromotionOutcome.PROMOTED
 
 
+def with_chat_model(storage: LocalStorage, folder: Path) -> ObjectStore:
+    """A client of the storage, which has the chat model of the samples."""
+    storage.ensure_bucket("s3://demo/")
+    store = storage.connect()
+    store.upload_folder(folder, "s3://demo/models/SmolLM2-135M-Instruct")
+    return store
+
+
 CHATS = ["chat-lora", "qlora", "packing", "prompt-tuning", "p-tuning", "prefix-tuning", "quantized-export"]
 
 
 @pytest.mark.parametrize("name", CHATS)
 def test_a_chat_model_learns_real_answers(name: str, tmp_path: Path, smollm2_folder: Path) -> None:
     def upload(storage: LocalStorage) -> None:
-        storage.ensure_bucket("s3://demo/")
-        store = storage.connect()
-        store.upload_folder(smollm2_folder, "s3://demo/models/SmolLM2-135M-Instruct")
-        rows = "".join(json.dumps(row) + "\n" for row in conversations())
-        store.put(f"{DATA}/conversations.jsonl", rows.encode())
+        store = with_chat_model(storage, smollm2_folder)
+        store.put(f"{DATA}/conversations.jsonl", jsonl(conversations()))
 
     job = run_sample(name, tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
@@ -118,9 +124,7 @@ def test_a_chat_model_prefers_the_chosen_answers(tmp_path: Path, smollm2_folder:
     """The rejected answer is that of another question."""
 
     def upload(storage: LocalStorage) -> None:
-        storage.ensure_bucket("s3://demo/")
-        store = storage.connect()
-        store.upload_folder(smollm2_folder, "s3://demo/models/SmolLM2-135M-Instruct")
+        store = with_chat_model(storage, smollm2_folder)
         found = [chat["messages"] for chat in conversations()]
         answers = [messages[1] for messages in found]
         rows = [
@@ -128,7 +132,7 @@ def test_a_chat_model_prefers_the_chosen_answers(tmp_path: Path, smollm2_folder:
             for messages, chosen, rejected in zip(found, answers, [*answers[7:], *answers[:7]], strict=True)
             if chosen != rejected
         ]
-        store.put(f"{DATA}/preferences.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        store.put(f"{DATA}/preferences.jsonl", jsonl(rows))
 
     job = run_sample(PREFERENCE, tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
@@ -145,8 +149,7 @@ def test_an_encoder_learns_real_texts(tmp_path: Path) -> None:
         storage.ensure_bucket("s3://demo/")
         store = storage.connect()
         store.upload_folder(real_models.minilm_with_mask_head(tmp_path / "minilm"), "s3://demo/models/MiniLM-L6-MLM")
-        rows = "".join(json.dumps({"text": text}) + "\n" for text in docstrings(120))
-        store.put(f"{DATA}/documents.jsonl", rows.encode())
+        store.put(f"{DATA}/documents.jsonl", jsonl([{"text": text} for text in docstrings(120)]))
 
     job = run_sample(MASKED, tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
@@ -176,15 +179,12 @@ def texts(language: str) -> list[str]:
 
 def test_a_domain_is_learned_with_replay_of_general_text(tmp_path: Path, smollm2_folder: Path) -> None:
     def upload(storage: LocalStorage) -> None:
-        storage.ensure_bucket("s3://demo/")
-        store = storage.connect()
-        store.upload_folder(smollm2_folder, "s3://demo/models/SmolLM2-135M-Instruct")
+        store = with_chat_model(storage, smollm2_folder)
         for name, language in (("domain", "italian"), ("general", "english")):
             found = sorted(set(texts(language)))
             random.Random(1).shuffle(found)
             for suffix, part in (("-test", found[:20]), ("", found[20:])):
-                rows = "".join(json.dumps({"text": text}) + "\n" for text in part)
-                store.put(f"{DATA}/{name}{suffix}.jsonl", rows.encode())
+                store.put(f"{DATA}/{name}{suffix}.jsonl", jsonl([{"text": text} for text in part]))
 
     job = run_sample("replay", tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED
@@ -200,13 +200,10 @@ FILTERED = "filter"
 
 def test_a_domain_is_learned_from_texts_in_several_languages(tmp_path: Path, smollm2_folder: Path) -> None:
     def upload(storage: LocalStorage) -> None:
-        storage.ensure_bucket("s3://demo/")
-        store = storage.connect()
-        store.upload_folder(smollm2_folder, "s3://demo/models/SmolLM2-135M-Instruct")
+        store = with_chat_model(storage, smollm2_folder)
         found = ["\n".join(part) for name in ("english", "italian", "german") for part in batched(texts(name)[:240], 6)]
         random.Random(1).shuffle(found)
-        rows = "".join(json.dumps({"text": text}) + "\n" for text in found)
-        store.put(f"{DATA}/crawl.jsonl", rows.encode())
+        store.put(f"{DATA}/crawl.jsonl", jsonl([{"text": text} for text in found]))
 
     job = run_sample(FILTERED, tmp_path, upload)
     assert job.status.phase is Phase.SUCCEEDED

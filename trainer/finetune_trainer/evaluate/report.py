@@ -56,7 +56,7 @@ class ReportInputs:
     rate: ChosenRate | None = None
     """The learning rate that was chosen because the spec had none."""
     earlier: RunComparison | None = None
-    """The run beside the earlier ones of its job. None: there are none."""
+    """Comparison with the earlier runs of the job. None: there are none."""
 
 
 @dataclass(frozen=True)
