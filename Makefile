@@ -88,7 +88,8 @@ test-kueue: $(VENV)/.ready-test ## Test queues with Kueue, built once (5 minutes
 .PHONY: test-processors
 test-processors: $(VENV)/.ready-test ## Test trainings with the code for other processors
 	for threads in 1 2; do \
-		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=$$threads \
+		export OMP_NUM_THREADS=$$threads FINETUNE_TEST_THREADS=$$threads; \
+		ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
 			$(PYTEST) tests/unit/model tests/unit/train tests/unit/tasks tests/integration/train $(ARGS) || exit; \
 	done
 

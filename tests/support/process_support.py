@@ -26,9 +26,11 @@ SPEC = {
 
 
 def base_environment() -> dict[str, str]:
-    """Our environment, with a PYTHONPATH for the packages and the ranks' functions."""
+    """Our environment, with a PYTHONPATH for the packages and the ranks' functions. They use FINETUNE_TEST_THREADS
+    threads, by default one."""
     paths = (ROOT / "operator", ROOT / "trainer", SUPPORT)
-    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    threads = os.environ.get("FINETUNE_TEST_THREADS", "1")
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": threads}
 
 
 def make_config(stage: Stage, processes: int) -> TrainerConfig:

@@ -84,6 +84,14 @@ def test_a_rank_finds_the_libraries_loaded_and_cuda_uninitialized(start: Start) 
     assert output.read_text() == "loaded=True cuda=False threads=2 kernel=False\n"
 
 
+def test_ranks_have_the_threads_that_the_tests_run_with(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise `make test-processors` would train with one thread both times."""
+    monkeypatch.setenv("FINETUNE_TEST_THREADS", "2")
+    rank, output = start("show_torch")
+    assert rank.wait(60) == 0
+    assert " threads=2 " in output.read_text()
+
+
 def test_two_ranks_draw_different_random_numbers(start: Start) -> None:
     ranks = [start("print_secrets") for _ in range(2)]
     assert [rank.wait(60) for rank, _ in ranks] == [0, 0]
