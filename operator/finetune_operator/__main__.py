@@ -18,7 +18,7 @@ from .job_policy.model import JobPolicy, parse_policy
 from .logs import configure_logging
 from .pod_additions import check_additions
 from .pod_defaults import parse_defaults
-from .render.network_policy import NAMESPACE, render_network_policy
+from .render.network_policy import LIMITS, NAMESPACE, render_network_policy
 from .service_options import SHORTEST_LEASE_SECONDS, LeaseOptions, ServiceOptions
 from .settings import GraceLimits, OperatorSettings, PodAdditions
 from .yaml_text import dump_all
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(crd(), indent=2))
         return 0
     if options.command == "network-policy":
-        print(dump_all([render_network_policy(options.namespace)]), end="")
+        print(LIMITS, dump_all([render_network_policy(options.namespace)]), sep="", end="")
         return 0
     configure_logging(options.log_level)
     if options.kubeconfig is not None:

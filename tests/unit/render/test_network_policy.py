@@ -10,6 +10,7 @@ from finetune_operator.__main__ import main
 from finetune_operator.render import render_all
 from finetune_operator.settings import OperatorSettings
 from operator_process import NAME, installation
+from process_support import ROOT
 
 
 @pytest.mark.parametrize("argument", ["--run-as-user=0", "--run-as-user=me", "--ephemeral-storage=much"])
@@ -37,3 +38,28 @@ def test_the_network_policy_admits_trainer_pods_and_the_operator(capsys: pytest.
     assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "tuning"}
     assert operator["ports"] == [{"protocol": "TCP", "port": constants.PROGRESS_PORT}]
     assert policy["spec"]["policyTypes"] == ["Ingress"]
+
+
+def test_the_network_policy_says_that_it_does_not_separate_jobs_and_what_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["network-policy"])
+    text = capsys.readouterr().out
+    peers = YAML(typ="safe", pure=True).load(text)["spec"]["ingress"][0]["from"]
+    for name in ("mine", "theirs"):
+        (pod, *_) = (
+            manifest["spec"]["template"]["metadata"]["labels"]
+            for manifest in render_all(parse_job(make_job(name)), OperatorSettings())
+            if manifest["kind"] == "Job"
+        )
+        assert peers[0]["podSelector"]["matchLabels"].items() <= pod.items(), "the comment is about this"
+    comment = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+    assert "every trainer pod of the namespace may connect to all ports of every other one" in comment
+    value, flag = "networkPolicies.jobs.create", "--network-policies-from"
+    assert f"{value} (flag {flag})" in comment
+    values = YAML(typ="safe", pure=True).load(ROOT / "charts/finetune-operator/values.yaml")
+    for part in value.split("."):
+        values = values[part]
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert flag in capsys.readouterr().out
