@@ -291,6 +291,8 @@ def save_tiny(family: str, folder: Path, *, width: int = 32) -> Path:
         "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", grouped | {"head_dim": 128}, {}),
         "qwen3-tied": ("Qwen3ForCausalLM", "Qwen3Config", grouped | {"head_dim": 128, "tie_word_embeddings": True}, {}),
         "gemma": ("GemmaForCausalLM", "GemmaConfig", grouped | {"head_dim": 8}, {}),
+        # transformers joins the experts of a layer into one parameter, and divides it when it saves the model.
+        "mixtral": ("MixtralForCausalLM", "MixtralConfig", grouped | {"num_local_experts": 2}, {}),
     }
     model, config, fields, options = made[family]
     built = getattr(transformers, config)(**fields)

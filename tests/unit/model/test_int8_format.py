@@ -27,6 +27,8 @@ FAMILIES = {
     "llama-tied": Task.CAUSAL_LM,
     "gpt2": Task.CAUSAL_LM,
     "distilbert": Task.TOKEN_CLASSIFICATION,
+    "mixtral": Task.CAUSAL_LM,
+    "gpt_neox": Task.CAUSAL_LM,
 }
 
 
@@ -102,6 +104,26 @@ def test_an_altered_value_is_found(part: str, bert: tuple[Any, Path, Path], tmp_
     flat[1] = 1 - flat[1] if flat.dtype is torch.int8 else flat[1] + 0.5
     save_file(stored, path, metadata={"format": "pt"})
     with pytest.raises(ExportUnusableError, match=f"{URI} is not the trained model: a weight of "):
+        check(config, source, folder)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FLOAT32, Dtype.BFLOAT16])
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [("mixtral", "experts.1.w2.weight"), ("mixtral", "moe.gate.weight"), ("gpt_neox", "embed_out.weight")],
+)
+def test_an_altered_value_is_found_that_transformers_loads_under_another_name(
+    family: str, part: str, dtype: Dtype, tmp_path: Path
+) -> None:
+    """Without quantization, but not compared by its name."""
+    config, source, folder = exported(family, tmp_path, dtype)
+    check(config, source, folder)
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    name = next(name for name in stored if name.endswith(part))
+    stored[name].flatten()[1] += 0.5
+    save_file(stored, path, metadata={"format": "pt"})
+    with pytest.raises(ExportUnusableError, match=f"{URI} is not the trained model: [0-9]+ values with the sum "):
         check(config, source, folder)
 
 

@@ -102,3 +102,10 @@ def test_a_matrix_that_is_written_once_for_two_layers_and_divided_matrices_are_a
     halves = dict(zip(("first", "second"), (half.contiguous() for half in weights[name].chunk(2)), strict=True))
     save_file({other: weights[other] for other in weights if other != name} | halves, tmp_path / "model.safetensors")
     check_stored(tmp_path, weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()})
+
+
+@pytest.mark.parametrize("written", [[1.25, -1.25, 0.25], [0.5, -0.25, 0.0], [0.625, -0.5, 0.125]])
+def test_errors_that_cancel_in_the_sum_are_found_under_another_name(written: list[float], tmp_path: Path) -> None:
+    save_file({"renamed": torch.tensor(written)}, tmp_path / "model.safetensors")
+    with pytest.raises(ExportUnusableError, match=r"3 values with the sum 0\.25 .* were written as renamed"):
+        check_stored(tmp_path, {"trained": torch.tensor([0.5, -0.5, 0.25])})

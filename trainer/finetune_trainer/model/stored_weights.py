@@ -64,9 +64,8 @@ def check_stored(folder: Path, weights: Weights) -> None:
     trained, written = _Totals.of(weights[name] for name in left), _Totals.of(map(stored.read, others))
     if not trained.is_close(written):
         raise ExportUnusableError(
-            f"the files in {folder} must have all trained weights: {trained.values} values with the sum "
-            f"{trained.total:.9g} were trained as {_names(left)}, and {written.values} values with the sum "
-            f"{written.total:.9g} were written as {_names(others)}",
+            f"the files in {folder} must have all trained weights: {trained} were trained as {_names(left)}, and "
+            f"{written} were written as {_names(others)}",
             advice=EXPORT_ADVICE,
         )
 
@@ -82,6 +81,10 @@ def _names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "no weight"
 
 
+_SUM_EPSILON = 1e-12
+"""Of sums in 64 bits in another order, relative to the sum of the absolute values."""
+
+
 @dataclass(frozen=True)
 class _Totals:
     """What a change of names and the division of joined matrices keep."""
@@ -89,22 +92,35 @@ class _Totals:
     values: int
     total: float
     magnitude: float
+    """Sum of the absolute values."""
+    squares: float
+    """Sum of the squares."""
 
     @classmethod
     def of(cls, weights: Iterable[torch.Tensor]) -> "_Totals":
-        values, total, magnitude = 0, 0.0, 0.0
+        values, total, magnitude, squares = 0, 0.0, 0.0, 0.0
         for weight in weights:
             values += weight.numel()
             # In 64 bits, in which the order of the sum changes less than any weight of the trained types would.
-            total += float(weight.double().sum())
-            magnitude += float(weight.double().abs().sum())
-        return cls(values, total, magnitude)
+            exact = weight.double()
+            total += float(exact.sum())
+            magnitude += float(exact.abs().sum())
+            squares += float(exact.square().sum())
+        return cls(values, total, magnitude, squares)
+
+    def __str__(self) -> str:
+        return f"{self.values} values with the sum {self.total:.9g} and the sum of squares {self.squares:.9g}"
 
     def is_close(self, other: "_Totals") -> bool:
-        is_number = math.isfinite(self.total)
-        return self.values == other.values and (
-            abs(self.total - other.total) <= 1e-12 * self.magnitude if is_number else not math.isfinite(other.total)
+        if self.values != other.values or not math.isfinite(self.total):
+            return self.values == other.values and not math.isfinite(other.total)
+        # Two values that are wrong by the same amount in opposite directions change the magnitude or the squares.
+        pairs = (
+            (self.total, other.total, self.magnitude),
+            (self.magnitude, other.magnitude, self.magnitude),
+            (self.squares, other.squares, self.squares),
         )
+        return all(abs(one - another) <= _SUM_EPSILON * size for one, another, size in pairs)
 
 
 _LEVELS = 127
@@ -119,13 +135,13 @@ def check_weights(
 
     A loss would not show it if few weights are wrong. `stored_values` returns for the name and the values of a weight
     those that its quantized form stands for. It does not apply to the layers of bitsandbytes, whose weights must be
-    within half a step of their scale: processors round differently.
+    within half a step of their scale: processors round differently. Weights that the model has under other names than
+    the folder, such as joined experts, must have the same number and sum of values.
     """
     stored, modules = StoredWeights.of(source), dict(model.named_modules())
     values = model.state_dict()
-    for name in stored.files:
-        if name not in values:  # transformers has renamed it; missing and unused weights were rejected before
-            continue
+    both = stored.files.keys() & values.keys()
+    for name in sorted(both):
         weight, found = stored.read(name), values[name].cpu()
         if found.dtype is torch.int8:
             layer = modules[name.rpartition(".")[0]]
@@ -145,6 +161,26 @@ def check_weights(
                 "than its quantization explains",
                 advice=EXPORT_ADVICE,
             )
+
+    # Names that are tied to a compared one are left out.
+    compared = {values[name].data_ptr() for name in both}
+    named = [*model.named_parameters(), *model.named_buffers()]
+    own = {name: value for name, value in named if name in values.keys() - both and value.data_ptr() not in compared}
+    others = sorted(stored.files.keys() - both)
+    if quantized := sorted(name for name, value in own.items() if not value.is_floating_point()):
+        raise ExportUnusableError(
+            f"{uri} cannot be compared with the trained model: transformers has quantized weights under other names "
+            f"than they are stored under, {_names(quantized)}",
+            advice=EXPORT_ADVICE,
+        )
+    trained = _Totals.of(stored_values(name, stored.read(name)) for name in others)
+    reloaded = _Totals.of(value.detach().cpu() for value in own.values())
+    if not trained.is_close(reloaded):
+        raise ExportUnusableError(
+            f"{uri} is not the trained model: {trained} were trained as {_names(others)}, and {reloaded} were reloaded "
+            f"as {_names(sorted(own))}",
+            advice=EXPORT_ADVICE,
+        )
 
 
 def _scales(layer: Any) -> torch.Tensor:
