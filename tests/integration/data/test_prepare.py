@@ -319,6 +319,19 @@ def test_a_text_of_which_the_tokenizer_keeps_nothing_is_dropped_and_reported(pla
     )
 
 
+def test_a_prompt_of_which_the_tokenizer_keeps_nothing_is_rejected_before_training(place, llama, tmp_path):
+    """A model without a begin token would have nothing to begin an answer with."""
+    folder = shutil.copytree(llama, tmp_path / "base")
+    file = json.loads((folder / "tokenizer.json").read_text())
+    file |= {"normalizer": {"type": "Replace", "pattern": {"String": "~"}, "content": ""}, "post_processor": None}
+    (folder / "tokenizer.json").write_text(json.dumps(file))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": None}))
+    data = {"train": sources(place.put("train.jsonl", jsonl([{"text": "why? because"}] * 30))), "format": "Text"}
+    with pytest.raises(ModelUnusableError, match=r"spec\.evaluation\.prompts\[1\] must have a token.*: '~~'"):
+        place.prepare(folder, data, evaluation={"prompts": ["why?", "~~"]})
+
+
 def test_an_answer_beyond_the_maximum_length_is_dropped_and_reported(place, llama):
     long = {"prompt": "why? " * 300, "completion": "because"}
     short = {"prompt": "why?", "completion": "because"}

@@ -386,8 +386,7 @@ def _vocabulary_notes(vocabulary: ExtendedVocabulary | None, extension: Extensio
 def _check_prompts(spec: Spec, task: Task, formatter: Formatter, tokenizer: Any, plan: WeightPlan) -> None:
     if TASKS[task].support.answers_prompts:
         prompts = format_prompts(spec.evaluation.prompts, formatter, spec.model.uri)
-        if plan.embeddings is not None:
-            check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
+        check_prompts(prompts, tokenizer, plan.embeddings, spec.model.uri)
 
 
 def _check_rules(spec: Spec, data_format: DataFormat) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ModelUnusableError
 from ..model.tokenizer import embedding_too_small
 from .formats import Formatter
-from .problems import RecordProblem
+from .problems import RecordProblem, shown
 
 _FIELD = "spec.evaluation.prompts"
 
@@ -32,9 +32,15 @@ def prompt_tokens(tokenizer: Any, formatted: str) -> list[int]:
     return list(tokenizer(formatted, add_special_tokens=False, verbose=False).input_ids)
 
 
-def check_prompts(formatted: Sequence[str], tokenizer: Any, rows: int, uri: str) -> None:
-    """Raise ModelUnusableError for a prompt with a token id that is not in an embedding of `rows` rows."""
+def check_prompts(formatted: Sequence[str], tokenizer: Any, rows: int | None, uri: str) -> None:
+    """Raise ModelUnusableError for a prompt without tokens, which no model answers, and for one with a token id that is
+    not in an embedding of `rows` rows. `rows` None: it is unknown."""
     for index, prompt in enumerate(formatted):
-        largest = max(prompt_tokens(tokenizer, prompt), default=0)
-        if largest >= rows:
-            raise embedding_too_small(tokenizer, largest, rows, uri, f"{_FIELD}[{index}]: its token")
+        tokens = prompt_tokens(tokenizer, prompt)
+        if not tokens:
+            raise ModelUnusableError(
+                f"{_FIELD}[{index}] must have a token, but the tokenizer of {uri} keeps nothing of it: {shown(prompt)}",
+                advice=f"change or remove {_FIELD}[{index}]",
+            )
+        if rows is not None and max(tokens) >= rows:
+            raise embedding_too_small(tokenizer, max(tokens), rows, uri, f"{_FIELD}[{index}]: its token")
