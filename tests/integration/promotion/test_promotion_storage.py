@@ -274,6 +274,25 @@ def test_a_server_without_copies_gets_the_files_through_this_process(
     check_published(store, output, model, tmp_path)
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["", "after an older version"])
+def test_a_file_that_was_replaced_by_one_of_the_same_size_is_copied_again(
+    store_server: EmbeddedStore, store: ObjectStore, output: str, older: bool, tmp_path: Any
+) -> None:
+    with opened(store_server, output, Conditions.HONOURED) as storage:
+        model = stored_model(store, output, 1)
+        assert promote(storage, model) is not None
+        if older:  # its marker has no ETags, and its files count by their sizes as before
+            marker = store.get_json(storage.layout.marker)
+            del marker["etags"]
+            store.put(storage.layout.marker, json.dumps(marker).encode())
+        name, content = max(model.contents.items(), key=lambda item: len(item[1]))
+        store.put(f"{storage.layout.folder}/{name}", bytes(len(content)))
+        storage.publish()
+        assert (promoted_files(store, output) == model.contents) == (not older)
+        if not older:
+            check_published(store, output, model, tmp_path)
+
+
 def test_a_missing_file_of_the_model_is_reported_and_leaves_no_marker(
     storage_settings: StorageSettings, store: ObjectStore, output: str
 ) -> None:

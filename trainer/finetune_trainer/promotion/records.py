@@ -4,6 +4,7 @@ A record has the promoted model and the entries that a rollback returns to, as a
 that it replaces, and a rollback pops the newest one.
 """
 
+from collections.abc import Mapping
 from typing import Self
 
 from finetune_api.trainer_config import Exchanged, JobRef
@@ -179,11 +180,14 @@ class PromotionMarker(Exchanged):
     """Those of the record."""
     model: PromotedModel
     files: tuple[ModelFile, ...]
+    etags: dict[str, str] = {}
+    """ETag of each file when its copy was complete: another one shows that the file was replaced since, also by one of
+    the same size. Empty: the marker was written by an older version."""
 
     @classmethod
-    def of(cls, record: PromotionRecord) -> Self:
-        """Return the marker of a record."""
-        return cls(number=record.number, token=record.token, model=record.model, files=record.files)
+    def of(cls, record: PromotionRecord, etags: Mapping[str, str]) -> Self:
+        """Return the marker of a record whose files have these ETags."""
+        return cls(number=record.number, token=record.token, model=record.model, files=record.files, etags=dict(etags))
 
 
 def _stack(record: PromotionRecord) -> tuple[PromotionEntry, ...]:

@@ -227,33 +227,37 @@ class PromotionStorage:
                 self._mirror(current.record)
             if self.is_published(current.record):
                 return current.record
-            if self._copied(current.record):
-                marker = PromotionMarker.of(current.record).model_dump_json(indent=1).encode()
+            if (etags := self._copied(current.record)) is not None:
+                marker = PromotionMarker.of(current.record, etags).model_dump_json(indent=1).encode()
                 self._store.put(self._layout.marker, marker, content_type="application/json")
 
     def is_published(self, record: PromotionRecord) -> bool:
-        """Whether `promoted/` has the marker of the record and files of the right sizes."""
+        """Whether `promoted/` has the marker of the record, and the files that it was written for."""
         version = self._store.get_version(self._layout.marker, most_bytes=MAX_RECORD_BYTES)
         try:
             marker = None if version is None else PromotionMarker.model_validate_json(version.content)
         except ValidationError:
             return False
-        return marker == PromotionMarker.of(record) and self._has_files(record)
+        if marker is None or marker != PromotionMarker.of(record, marker.etags):
+            return False
+        etags = self._etags(record)
+        return etags is not None and marker.etags in ({}, etags)
 
-    def _copied(self, record: PromotionRecord) -> bool:
-        """Copy the model. Returns False as soon as the record was replaced."""
+    def _copied(self, record: PromotionRecord) -> dict[str, str] | None:
+        """Copy the model. Returns the ETags of its files; None as soon as the record was replaced."""
         for step in self._steps(record):
             if not self._is_current(record):
-                return False
+                return None
             step()
         if not self._is_current(record):
-            return False
-        if not self._has_files(record):
+            return None
+        etags = self._etags(record)
+        if etags is None:
             raise StorageProtocolError(
                 f"{self._layout.folder} does not have the files of {record.model.uri} after they were copied",
                 advice="evaluate again, or run `finetune promote` with the folder of the run",
             )
-        return True
+        return etags
 
     def _steps(self, record: PromotionRecord) -> Iterator[Callable[[], None]]:
         """Yield deletions and copies, in order.
@@ -295,11 +299,16 @@ class PromotionStorage:
             if info.uri.removeprefix(prefix) not in {*names, PROMOTION_MARKER}:
                 yield info.uri
 
-    def _has_files(self, record: PromotionRecord) -> bool:
+    def _etags(self, record: PromotionRecord) -> dict[str, str] | None:
+        """ETags of the model's files in `promoted/`; None if there are others, or some with other sizes."""
         prefix = self._layout.folder + "/"
-        sizes = {info.uri.removeprefix(prefix): info.size for info in self._store.list(prefix)}
-        extra = sizes.keys() - {file.name for file in record.files} - {CARD_FILE, PROMOTION_MARKER}
-        return not extra and all(sizes.get(file.name) == file.size for file in record.files)
+        found = {info.uri.removeprefix(prefix): info for info in self._store.list(prefix)}
+        sizes = {file.name: file.size for file in record.files}
+        if found.keys() - sizes.keys() - {CARD_FILE, PROMOTION_MARKER}:
+            return None
+        if any(name not in found or found[name].size != size for name, size in sizes.items()):
+            return None
+        return {name: found[name].etag for name in sizes}
 
 
 def _encoded(record: PromotionRecord) -> bytes:
