@@ -7,6 +7,7 @@ import pytest
 
 from finetune_api.crd import CEL_RULES, crd
 from finetune_api.v1alpha1 import Spec
+from refused_jobs import RULE_ERRORS
 
 SCHEMA: dict[str, Any] = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
@@ -72,6 +73,13 @@ def test_every_cel_rule_is_at_an_existing_block(path: str) -> None:
     found = dict(nodes(SCHEMA))[path]
     assert found["type"] == "object"
     assert found["x-kubernetes-validations"]
+
+
+@pytest.mark.parametrize("message", [message for _, message in RULE_ERRORS.values()], ids=RULE_ERRORS)
+def test_the_schema_has_every_message_that_is_expected_of_the_api_server(message: str) -> None:
+    """Found here in a moment; the test on a real server takes minutes to come to it."""
+    rules = [rule for _, node in nodes(SCHEMA) for rule in node.get("x-kubernetes-validations", ())]
+    assert any(message in rule["message"] for rule in rules)
 
 
 def test_the_schema_has_exactly_the_fields_of_the_models() -> None:
