@@ -68,7 +68,11 @@ class PlainClient:
         return await self.send("PUT", path, {**manifest, "status": status})
 
     async def watch(self, path: str) -> AsyncIterator[tuple[str, Manifest]]:
-        """Yield type and object of every event, starting with the existing objects. Reconnects when the watch ends."""
+        """Yield type and object of every event, starting with the existing objects.
+
+        Reconnects when the watch ends, or when the server ends it with an error, such as 410 for a version that it no
+        longer has.
+        """
         endless = aiohttp.ClientTimeout(total=None, sock_read=None)
         url = f"{self._server}{path}?watch=true&timeoutSeconds=3600"
         while True:
@@ -76,6 +80,9 @@ class PlainClient:
                 answer.raise_for_status()
                 async for line in answer.content:
                     event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        print(f"# the watch of {path} ended: {event['object'].get('message')}", flush=True)
+                        break
                     yield event["type"], event["object"]
 
 
